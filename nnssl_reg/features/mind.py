@@ -1,0 +1,65 @@
+"""MIND-SSC: hand-made features that look alike in every modality (Heinrich et al., MICCAI 2013)."""
+
+import torch
+import torch.nn.functional as F
+
+from nnssl_reg.geometry.grid import Grid
+from nnssl_reg.geometry.image import FeatureMap
+
+_NEIGHBOURS = [(-1, 0, 0), (1, 0, 0), (0, -1, 0), (0, 1, 0), (0, 0, -1), (0, 0, 1)]
+# the twelve pairs of neighbours that are not opposite each other
+PAIRS = [(a, b) for i, a in enumerate(_NEIGHBOURS) for b in _NEIGHBOURS[i + 1 :] if any(p + q for p, q in zip(a, b))]
+
+
+def mind_ssc(image: torch.Tensor, radius: int = 1, dilation: int = 2) -> torch.Tensor:
+    """Self-similarity context of an image (X, Y, Z) -> (12, X, Y, Z) in 0..1, edges replicated.
+
+    Channel k is exp(-(D_k - min D) / V): D_k the mean squared difference, over a box of 2 radius + 1 voxels, of the two
+    neighbours of pair k at distance `dilation`; V the mean of D - min D over pairs, kept within 0.001..1000 of its mean.
+    """
+    distances = _pair_distances(image, radius, dilation)
+    distances -= distances.min(dim=0).values
+    variance = distances.mean(dim=0)
+    mean = variance.mean()
+    variance.clamp_(min=max(float(mean) * 1e-3, torch.finfo(image.dtype).tiny), max=max(float(mean) * 1e3, 1e-30))
+    return distances.div_(variance).neg_().exp_()
+
+
+def mind_features(image: torch.Tensor, grid: Grid, radius: int, dilation: int, stride) -> FeatureMap:
+    """MIND-SSC of an image (X, Y, Z) on grid, averaged over cells of `stride` voxels: features on grid.coarsened(stride).
+
+    An axis shorter than its stride is padded by its edge values, so that every image has at least one cell.
+    """
+    pad = [max(0, s - n) for s, n in zip(stride, image.shape)]
+    if any(pad):
+        image = F.pad(image[None, None], (0, pad[2], 0, pad[1], 0, pad[0]), mode="replicate")[0, 0]
+        grid = grid.cropped([[0, n] for n in image.shape])
+    pooled = F.avg_pool3d(mind_ssc(image, radius, dilation)[None], tuple(stride), stride=tuple(stride))[0]
+    return FeatureMap(pooled, grid.coarsened(stride))
+
+
+def _pair_distances(image: torch.Tensor, radius: int, dilation: int) -> torch.Tensor:
+    """Mean squared difference of each neighbour pair over a box around each voxel, (12, X, Y, Z)."""
+    margin = radius + dilation
+    padded = F.pad(image[None, None], [margin] * 6, mode="replicate")[0, 0]
+    shape = [n + 2 * radius for n in image.shape]
+    distances = torch.empty(len(PAIRS), *image.shape, dtype=image.dtype, device=image.device)
+    for k, pair in enumerate(PAIRS):
+        shifted = []
+        for offset in pair:
+            starts = [dilation * (1 + step) for step in offset]
+            shifted.append(padded[tuple(slice(s, s + n) for s, n in zip(starts, shape))])
+        distances[k] = _box_mean((shifted[0] - shifted[1]).square_(), radius)
+    return distances
+
+
+def _box_mean(values: torch.Tensor, radius: int) -> torch.Tensor:
+    """Mean over boxes of 2 radius + 1 voxels, (X, Y, Z) -> smaller by 2 radius per axis."""
+    width = 2 * radius + 1
+    for axis in range(3):
+        n = values.shape[axis] - 2 * radius
+        total = values.narrow(axis, 0, n).clone()
+        for start in range(1, width):
+            total += values.narrow(axis, start, n)
+        values = total
+    return values / width**3

@@ -1,0 +1,69 @@
+"""AffineTransform between the worlds of two images, and its composition with a displacement field."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from nnssl_reg.geometry.displacement import DisplacementField
+from nnssl_reg.geometry.grid import Grid
+
+
+@dataclass(frozen=True, eq=False)
+class AffineTransform:
+    """Fixed world -> moving world. matrix: (4, 4) float64 on homogeneous RAS mm. Raises ValueError if not invertible."""
+
+    matrix: np.ndarray
+
+    def __post_init__(self):
+        matrix = np.array(self.matrix, dtype=np.float64)
+        if matrix.shape != (4, 4) or not np.isfinite(matrix).all() or abs(np.linalg.det(matrix[:3, :3])) < 1e-12:
+            raise ValueError(f"An affine transform needs an invertible (4, 4) matrix, got {matrix.tolist()}.")
+        matrix.setflags(write=False)
+        object.__setattr__(self, "matrix", matrix)
+
+    @staticmethod
+    def identity() -> "AffineTransform":
+        """The transform that leaves every point where it is."""
+        return AffineTransform(np.eye(4))
+
+    @staticmethod
+    def translation(offset_mm) -> "AffineTransform":
+        """p -> p + offset_mm, (3,) RAS mm."""
+        matrix = np.eye(4)
+        matrix[:3, 3] = offset_mm
+        return AffineTransform(matrix)
+
+    @property
+    def is_identity(self) -> bool:
+        return bool(np.array_equal(self.matrix, np.eye(4)))
+
+    def apply(self, points_mm) -> np.ndarray:
+        """Points (..., 3) RAS mm of the fixed world -> the moving world, float64."""
+        return np.asarray(points_mm, dtype=np.float64) @ self.matrix[:3, :3].T + self.matrix[:3, 3]
+
+    def apply_dense(self, points_mm: torch.Tensor) -> torch.Tensor:
+        """Points (3, ...) RAS mm of the fixed world -> the moving world, in their dtype."""
+        m = torch.as_tensor(np.array(self.matrix), dtype=points_mm.dtype, device=points_mm.device)
+        return torch.einsum("ij,j...->i...", m[:3, :3], points_mm) + m[:3, 3].view(3, *[1] * (points_mm.ndim - 1))
+
+    def inverse(self) -> "AffineTransform":
+        """Moving world -> fixed world."""
+        return AffineTransform(np.linalg.inv(self.matrix))
+
+    def then(self, other: "AffineTransform") -> "AffineTransform":
+        """p -> other(self(p))."""
+        return AffineTransform(other.matrix @ self.matrix)
+
+    def as_field(self, grid: Grid) -> DisplacementField:
+        """This transform as a displacement field on a (fixed) grid."""
+        points = grid.points_mm()
+        return DisplacementField(self.apply_dense(points) - points, grid)
+
+    def after(self, deformation: DisplacementField) -> DisplacementField:
+        """The total field p -> self(p + deformation(p)) on the deformation's grid."""
+        total = torch.empty_like(deformation.vectors_mm)
+        for x in range(deformation.grid.shape[0]):
+            points = deformation.grid.points_mm(x, x + 1, total.device)
+            total[:, x : x + 1] = self.apply_dense(points + deformation.vectors_mm[:, x : x + 1]) - points
+        return DisplacementField(total, deformation.grid)

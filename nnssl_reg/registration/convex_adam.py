@@ -1,0 +1,89 @@
+"""ConvexAdam from two feature maps to a displacement field in millimetres (Siebert et al. 2021, 2024)."""
+
+from types import ModuleType
+
+import numpy as np
+import torch
+
+from nnssl_reg.geometry.affine import AffineTransform
+from nnssl_reg.geometry.displacement import DisplacementField
+from nnssl_reg.geometry.image import FeatureMap
+from nnssl_reg.registration import kernels_cpu, kernels_torch
+from nnssl_reg.registration.coupled_convex import search
+from nnssl_reg.registration.instance_optimization import optimise
+
+
+@torch.no_grad()
+def convex_adam(
+    fixed: FeatureMap,
+    moving: FeatureMap,
+    *,
+    initial: AffineTransform,
+    coarse_spacing_mm: float,
+    search_radius_mm: float,
+    rounds: int,
+    iterations: int,
+    learning_rate: float,
+    smoothness: float,
+    smoothing_passes: int,
+    fixed_mask: torch.Tensor | None = None,
+    moving_mask: torch.Tensor | None = None,
+) -> DisplacementField:
+    """The deformation u on the fixed feature grid such that initial(p + u(p)) is the moving point of fixed point p.
+
+    fixed, moving: features on any two grids, same number of channels; initial: fixed world -> moving world. The search looks
+    search_radius_mm around, in blocks of coarse_spacing_mm; each further round halves both and starts from the last field.
+    Adam then refines at the fixed cells for `iterations` steps of `learning_rate` cells. smoothness weighs the diffusion
+    regulariser against features scaled so that unrelated cells differ by 1. Masks (bool, one value per feature cell) say which
+    cells count; the others follow their neighbours. Raises ValueError if the channels differ.
+    """
+    if fixed.values.shape[0] != moving.values.shape[0]:
+        raise ValueError(
+            f"Fixed has {fixed.values.shape[0]} feature channels, moving {moving.values.shape[0]}: they must agree."
+        )
+    kernels = kernels_for(fixed.values.device)
+    scale = feature_scale(fixed.values, moving.values)
+    fixed_cells, moving_cells = (_channels_last(f.values) / scale for f in (fixed, moving))
+    matrix = cell_to_cell(fixed, moving, initial)
+    spacing = np.array(fixed.grid.spacing_mm)
+    masks = (fixed_mask, moving_mask)
+    field = torch.zeros(*fixed.grid.shape, 3, device=fixed.values.device)
+    for r in range(rounds):
+        factor, radius = blocks_and_radius(spacing, fixed.grid.shape, coarse_spacing_mm / 2**r, search_radius_mm / 2**r)
+        field = search(fixed_cells, moving_cells, matrix, field, factor, radius, kernels, masks)
+    weights = smoothness * (spacing[None, :] / spacing[:, None]) ** 2  # of mm per mm, as if the cells were cubes
+    weights = torch.as_tensor(weights, dtype=torch.float32, device=field.device)
+    field = optimise(fixed_cells, moving_cells, matrix, field, weights, iterations, learning_rate, smoothing_passes, kernels)
+    linear = torch.as_tensor(fixed.grid.affine[:3, :3].copy(), dtype=torch.float32, device=field.device)
+    return DisplacementField(torch.einsum("ij,xyzj->ixyz", linear, field).contiguous(), fixed.grid)
+
+
+def kernels_for(device: torch.device) -> ModuleType:
+    """The kernels that run on a device: compiled ones on the CPU, torch elsewhere."""
+    return kernels_cpu if device.type == "cpu" else kernels_torch
+
+
+def feature_scale(fixed: torch.Tensor, moving: torch.Tensor) -> float:
+    """Root mean squared distance of a fixed to an unrelated moving cell, in closed form from means and variances."""
+    axes = (1, 2, 3)
+    between = (fixed.mean(axes) - moving.mean(axes)).square().sum()
+    squared = between + fixed.var(axes, correction=0).sum() + moving.var(axes, correction=0).sum()
+    return max(float(squared) ** 0.5, 1e-12)
+
+
+def cell_to_cell(fixed: FeatureMap, moving: FeatureMap, initial: AffineTransform) -> np.ndarray:
+    """(3, 4) float64: fixed cell index -> moving cell index through the initial transform; rounding noise is removed."""
+    matrix = np.linalg.inv(moving.grid.affine) @ initial.matrix @ fixed.grid.affine
+    nearest = np.round(matrix)
+    return np.where(np.abs(matrix - nearest) < 1e-9, nearest, matrix)[:3]
+
+
+def blocks_and_radius(spacing_mm, shape, coarse_spacing_mm, search_radius_mm) -> tuple[list[int], list[int]]:
+    """Cells per block, and search radius in blocks, along each axis; at least one of each, at most the image."""
+    factor = [int(min(max(1, round(coarse_spacing_mm / s)), n)) for s, n in zip(spacing_mm, shape)]
+    radius = [max(1, round(search_radius_mm / (s * f))) for s, f in zip(spacing_mm, factor)]
+    return factor, [min(r, -(-n // f)) for r, n, f in zip(radius, shape, factor)]
+
+
+def _channels_last(values: torch.Tensor) -> torch.Tensor:
+    return values.float().permute(1, 2, 3, 0).contiguous()
