@@ -1,0 +1,173 @@
+"""The flags of every command, in argparse alone, so that --help answers at once."""
+
+from argparse import ArgumentParser
+from collections.abc import Callable
+from dataclasses import dataclass
+
+DEVICES = "cpu, cuda, cuda:1, mps; default: cuda if there is one, else cpu"
+
+
+@dataclass(frozen=True)
+class Command:
+    """A console script: what it is for, its flags, and the module whose run(args) does the work."""
+
+    help: str
+    module: str
+    add_arguments: Callable[[ArgumentParser], None]
+
+
+def _folders(parser: ArgumentParser, *names: str) -> None:
+    for name in names:
+        parser.add_argument(f"-{name}", metavar="FOLDER", help=f"beats the environment variable nnssl_{name}")
+
+
+def _datasets(parser: ArgumentParser) -> None:
+    parser.add_argument("-d", nargs="+", required=True, metavar="ID", help="data sets: 1, 001 or Dataset001_Name")
+
+
+def _fingerprint(parser: ArgumentParser) -> None:
+    parser.add_argument("-npfp", type=int, default=None, metavar="N", help="processes for the fingerprint, as -np")
+    parser.add_argument("--clean", action="store_true", help="compute again what is already there")
+
+
+def _planning(parser: ArgumentParser) -> None:
+    parser.add_argument("-gpu_memory_target", type=float, default=None, metavar="GB",
+                        help="memory to plan for; default: this machine's GPU, else 8")  # fmt: skip
+    parser.add_argument("-overwrite_target_spacing", nargs=3, type=float, default=None, metavar="MM",
+                        help="spacing in mm along right, anterior, superior")  # fmt: skip
+    parser.add_argument("-overwrite_plans_name", default="nnsslPlans", metavar="NAME", help="default: nnsslPlans")
+
+
+def _preprocessing(parser: ArgumentParser) -> None:
+    parser.add_argument("-c", nargs="+", default=None, metavar="CONFIGURATION", help="default: all in the plans")
+    parser.add_argument(
+        "-np", type=int, default=None, metavar="N", help="processes; default: as cores and memory allow; 0: none but this one"
+    )
+    parser.add_argument("--no_pbar", action="store_true", help="no progress bar")
+
+
+def _plan_and_preprocess(parser: ArgumentParser) -> None:
+    _datasets(parser)
+    _fingerprint(parser)
+    _planning(parser)
+    _preprocessing(parser)
+    parser.add_argument("--verify_dataset_integrity", action="store_true", help="read every file first, list all errors")
+    parser.add_argument("--no_pp", action="store_true", help="stop after planning")
+    parser.add_argument("--dry_run", action="store_true", help="print memory, time and disk estimates; write nothing")
+    _folders(parser, "raw", "preprocessed")
+
+
+def _extract_fingerprint(parser: ArgumentParser) -> None:
+    _datasets(parser)
+    _fingerprint(parser)
+    parser.add_argument("--no_pbar", action="store_true", help="no progress bar")
+    _folders(parser, "raw", "preprocessed")
+
+
+def _plan_experiment(parser: ArgumentParser) -> None:
+    _datasets(parser)
+    _planning(parser)
+    parser.add_argument("--dry_run", action="store_true", help="print the plans and what they will cost; write nothing")
+    _folders(parser, "preprocessed")
+
+
+def _preprocess(parser: ArgumentParser) -> None:
+    _datasets(parser)
+    _preprocessing(parser)
+    parser.add_argument("-p", default="nnsslPlans", metavar="PLANS", help="default: nnsslPlans")
+    parser.add_argument("--clean", action="store_true", help="preprocess again what is already there")
+    _folders(parser, "raw", "preprocessed")
+
+
+def _train_dino(parser: ArgumentParser) -> None:
+    parser.add_argument("dataset", nargs="?", metavar="DATASET", help="1, 001 or Dataset001_Name")
+    parser.add_argument("configuration", nargs="?", metavar="CONFIGURATION", help="default: 3d_fullres")
+    parser.add_argument("-d", metavar="ID", help="the data set, instead of the first position")
+    parser.add_argument("-c", metavar="CONFIGURATION", help="the configuration, instead of the second position")
+    parser.add_argument("-p", default="nnsslPlans", metavar="PLANS", help="default: nnsslPlans")
+    parser.add_argument("-num_gpus", type=int, default=1, metavar="N", help="GPUs on this machine; default: 1")
+    parser.add_argument("--continue", "--c", dest="resume", action="store_true", help="go on from the latest checkpoint")
+    parser.add_argument("-device", default=None, help=DEVICES)
+    parser.add_argument("--seed", type=int, default=0, help="same seed, same result on one machine; default: 0")
+    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="SECTION.NAME=VALUE",
+                        help="change a plan value for this run, e.g. pretraining.steps=500")  # fmt: skip
+    parser.add_argument("-max_minutes", type=float, default=None, metavar="MIN", help="save and stop after this time")
+    parser.add_argument("-fit_minutes", type=float, default=None, metavar="MIN",
+                        help="as many steps as this machine does in this time, measured first; schedules fit them")  # fmt: skip
+    parser.add_argument("--dry_run", action="store_true", help="print memory, time and disk estimates; write nothing")
+    parser.add_argument("--no_pbar", action="store_true", help="no progress bar")
+    _folders(parser, "preprocessed", "results")
+
+
+def _model(parser: ArgumentParser) -> None:
+    parser.add_argument("--model", metavar="FOLDER", help="a training output folder")
+    parser.add_argument("-d", metavar="ID", help="the data set whose model to use")
+    parser.add_argument("-c", metavar="CONFIGURATION", default=None, help="its configuration")
+    parser.add_argument("-p", metavar="PLANS", default=None, help="its plans")
+
+
+def _register(parser: ArgumentParser) -> None:
+    source = parser.add_argument_group("what to register (a json of pairs, or two files)")
+    source.add_argument("-i", metavar="JSON", help="list of {fixed, moving, fixed_label?, moving_label?, ...} or dataset.json")
+    source.add_argument("-f", metavar="FIXED", help="fixed image")
+    source.add_argument("-m", metavar="MOVING", help="moving image")
+    source.add_argument("-fl", metavar="LABEL", help="label of the fixed image")
+    source.add_argument("-ml", metavar="LABEL", help="label of the moving image")
+    parser.add_argument("-o", metavar="FOLDER", help="output; default: a folder beside the input")
+    parser.add_argument("--features", choices=("dino", "mind", "dino+mind"), help="default: dino with a model, else mind")
+    _model(parser)
+    parser.add_argument("--init", choices=("auto", "identity", "center", "moments", "affine"),
+                        help="initial alignment; default: the plan's, auto")  # fmt: skip
+    parser.add_argument("-device", default=None, help=DEVICES)
+    parser.add_argument("-limit", type=int, default=None, metavar="N", help="the first N pairs only")
+    parser.add_argument("-volume", type=int, default=None, metavar="N", help="which volume of a 4-D file")
+    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="SECTION.NAME=VALUE",
+                        help="change a plan value for this run, e.g. registration.smoothness=1")  # fmt: skip
+    parser.add_argument("--no_figures", action="store_true", help="write no pictures")
+    parser.add_argument("--no_pbar", action="store_true", help="no progress bar")
+    _folders(parser, "results")
+
+
+def _apply_transform(parser: ArgumentParser) -> None:
+    parser.add_argument("-t", required=True, metavar="TRANSFORM", help="a field (.nii.gz) or composite (.h5) of nnssl_register")
+    parser.add_argument(
+        "-i", nargs="+", required=True, metavar="FILE", help="images, labels, or landmarks (.csv, .fcsv, .mrk.json)"
+    )
+    parser.add_argument("-o", required=True, metavar="FOLDER", help="output folder")
+    parser.add_argument("-r", metavar="REFERENCE", help="the grid to write images on; default: the field's (fixed image's)")
+    kind = parser.add_mutually_exclusive_group()
+    kind.add_argument("--label", action="store_true", help="the images are labels (nearest); default: as their values look")
+    kind.add_argument("--image", action="store_true", help="the images are intensities (linear)")
+    parser.add_argument("--inverse", action="store_true",
+                        help="fixed images to the moving grid (-r), moving landmarks to the fixed image")  # fmt: skip
+    parser.add_argument("-space", choices=("ras", "lps", "voxel"), help="coordinates of .csv landmarks")
+    parser.add_argument("-points_image", metavar="IMAGE", help="image whose voxels .csv landmarks of space voxel count")
+
+
+def _evaluate(parser: ArgumentParser) -> None:
+    parser.add_argument("-i", required=True, metavar="JSON", help="the pairs that were registered")
+    parser.add_argument("-o", required=True, metavar="FOLDER", help="the folder nnssl_register wrote")
+    parser.add_argument("--no_pbar", action="store_true", help="no progress bar")
+
+
+def _demo(parser: ArgumentParser) -> None:
+    parser.add_argument("-o", default="nnssl_demo", metavar="FOLDER", help="default: ./nnssl_demo")
+    parser.add_argument("-minutes", type=float, default=3.0, metavar="MIN", help="time for pretraining; default: 3")
+    parser.add_argument("--seed", type=int, default=0, help="of the phantoms and the training; default: 0")
+    parser.add_argument("-device", default=None, help=DEVICES)
+
+
+_ROOM = "nnssl_reg.commands."
+COMMANDS = {
+    "nnssl_plan_and_preprocess": Command("Fingerprint, plan and preprocess raw data sets.",
+                                         _ROOM + "plan_and_preprocess", _plan_and_preprocess),
+    "nnssl_extract_fingerprint": Command("Measure raw data sets.", _ROOM + "extract_fingerprint", _extract_fingerprint),
+    "nnssl_plan_experiment": Command("Choose every number from the fingerprint.", _ROOM + "plan_experiment", _plan_experiment),
+    "nnssl_preprocess": Command("Crop, resample, normalise and store the cases.", _ROOM + "preprocess", _preprocess),
+    "nnssl_train_dino": Command("Pretrain PRIMUS on preprocessed volumes, without labels.", _ROOM + "train_dino", _train_dino),
+    "nnssl_register": Command("Register pairs of images.", _ROOM + "register", _register),
+    "nnssl_apply_transform": Command("Apply a written transform to images, labels or landmarks.",
+                                     _ROOM + "apply_transform", _apply_transform),
+    "nnssl_evaluate": Command("Judge written transforms with labels.", _ROOM + "evaluate", _evaluate),
+    "nnssl_demo": Command("The whole way on phantoms, in minutes.", _ROOM + "demo", _demo),
+}  # fmt: skip

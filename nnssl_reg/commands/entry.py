@@ -1,0 +1,36 @@
+"""Entry of every console script: parse the flags, set up logging, import the command only then, and run it."""
+
+import importlib
+import logging
+import sys
+from argparse import ArgumentParser
+from pathlib import Path
+
+from nnssl_reg.commands.arguments import COMMANDS
+
+
+def main(argv: list[str] | None = None, name: str | None = None) -> int:
+    """Run the command called `name` (default: this script's own name). Returns the exit code: 0 done, 1 failed, 130 stopped."""
+    name = Path(sys.argv[0]).stem if name is None else name
+    command = COMMANDS[name]
+    parser = ArgumentParser(prog=name, description=command.help, allow_abbrev=False)
+    command.add_arguments(parser)
+    parser.add_argument("--verbose", action="store_true", help="more messages, and the traceback of an error")
+    args = parser.parse_args(argv)
+    logging.basicConfig(format="%(levelname)s: %(message)s", force=True)
+    logging.getLogger("nnssl_reg").setLevel(logging.INFO if args.verbose else logging.WARNING)
+    try:
+        return importlib.import_module(command.module).run(args) or 0
+    except KeyboardInterrupt:
+        print(f"{name} was stopped; what it had finished is kept, the same command goes on from there.", file=sys.stderr)
+        return 130
+    except (ValueError, OSError) as error:
+        if args.verbose:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def script() -> None:
+    """What setup.py names: the exit code goes to the shell."""
+    sys.exit(main())

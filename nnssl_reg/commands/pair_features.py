@@ -1,0 +1,100 @@
+"""Feature maps of the images of a run, each image read and encoded once however many pairs it is in."""
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from nnssl_reg.features.encode import encode
+from nnssl_reg.features.mind import mind_features
+from nnssl_reg.features.pca import joined, joint_pca
+from nnssl_reg.geometry.image import FeatureMap, Image
+from nnssl_reg.geometry.sampling import resample
+from nnssl_reg.imageio.images import read_image
+from nnssl_reg.imageio.raw_dataset import guess_modality
+from nnssl_reg.planning.foreground import is_ct
+from nnssl_reg.planning.plans import Configuration, FeaturesPlan
+from nnssl_reg.preprocessing.preprocess_case import preprocess_image
+from nnssl_reg.registration.convex_adam import feature_scale
+
+OBLIQUE_DEGREES = 10.0  # beyond it, features along the array's axes would no longer match those along the world's
+DINO_SHARE = 0.5  # of the learned features in the joined squared feature distance
+
+
+@dataclass(frozen=True)
+class Model:
+    """A trained encoder, what it was trained with, and where it is from."""
+
+    folder: Path
+    configuration: Configuration
+    encoder: nn.Module
+
+
+@dataclass(frozen=True)
+class ImageFeatures:
+    """An image as read, its MIND features (always: the initial alignment uses them) and, with a model, its tokens."""
+
+    image: Image
+    mind: FeatureMap
+    tokens: FeatureMap | None
+
+
+class FeatureStore:
+    """Reads and encodes images on demand and keeps the last few."""
+
+    def __init__(self, kind: str, plan: FeaturesPlan, model: Model | None, device: torch.device, volume: int | None = None):
+        self.kind, self.plan, self.model, self.device, self.volume = kind, plan, model, device, volume
+        self._kept: OrderedDict[tuple[Path, str | None], ImageFeatures] = OrderedDict()
+
+    def of(self, path: Path, channel_name: str | None) -> ImageFeatures:
+        """The features of an image file; channel_name ("CT", "MR") chooses the normalisation for a model."""
+        key = (path.resolve(), channel_name)
+        if key not in self._kept:
+            self._kept[key] = self._computed(path, channel_name)
+            while len(self._kept) > 2:  # the two images of a pair; in a chain of pairs one of them serves the next
+                self._kept.popitem(last=False)
+        self._kept.move_to_end(key)
+        return self._kept[key]
+
+    def pair(self, fixed: ImageFeatures, moving: ImageFeatures) -> tuple[FeatureMap, FeatureMap]:
+        """The two feature maps to register, as the kind of features says."""
+        if self.kind == "mind":
+            return fixed.mind, moving.mind
+        learned = joint_pca(fixed.tokens, moving.tokens, self.plan.components)
+        if self.kind == "dino":
+            return learned
+        mind = (fixed.mind, moving.mind)
+        scales = [feature_scale(a.values, b.values) for a, b in (learned, mind)]
+        return joined(learned, mind, scales, DINO_SHARE)
+
+    def _computed(self, path: Path, channel_name: str | None) -> ImageFeatures:
+        image = read_image(path, volume=self.volume)
+        upright = image.canonical()
+        if image.grid.obliqueness_degrees() > OBLIQUE_DEGREES:
+            upright = resample(image, image.grid.world_aligned(), fill=float(image.array.min()))
+        grid = upright.grid.with_spacing(self.plan.mind_spacing_mm)
+        values = torch.from_numpy(resample(upright, grid).array[0]).to(self.device)
+        mind = mind_features(values, grid, self.plan.mind_radius, self.plan.mind_dilation, self.plan.mind_stride)
+        tokens = None if self.kind == "mind" else self._tokens(upright, path, channel_name)
+        return ImageFeatures(image, mind, tokens)
+
+    def _tokens(self, image: Image, path: Path, channel_name: str | None) -> FeatureMap:
+        plan = self.model.configuration.image
+        case = preprocess_image(image, plan, channel_key(plan.channels, channel_name, image, path))
+        return encode(case.image, self.model.encoder, window_size=self.plan.window_size, device=self.device,
+                      window_overlap=self.plan.window_overlap, token_shifts=self.plan.token_shifts)  # fmt: skip
+
+
+def channel_key(channels, channel_name: str | None, image: Image, path: Path) -> str:
+    """Which of the plan's channels an image is: by name, else CT if its intensities look like HU, else the other."""
+    if len(channels) == 1:
+        return next(iter(channels))
+    wants_ct = is_ct(channel_name or guess_modality(image))
+    same_name = [key for key, c in channels.items() if channel_name and c.name.lower() == channel_name.lower()]
+    same_kind = [key for key, c in channels.items() if is_ct(c.name) == wants_ct]
+    if not same_name and not same_kind:
+        known = ", ".join(c.name for c in channels.values())
+        raise ValueError(f"{path}: the model knows {known}, and this image is neither by name nor by intensities.")
+    return (same_name or same_kind)[0]

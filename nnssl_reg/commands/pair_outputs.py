@@ -1,0 +1,91 @@
+"""The files of one registered pair: warped image and label, transforms, a sidecar that explains them, a picture."""
+
+import sys
+from datetime import datetime, timezone
+from pathlib import Path
+
+import numpy as np
+
+from nnssl_reg.commands.register_pair import RegisteredPair
+from nnssl_reg.evaluation.figures import registration_figure
+from nnssl_reg.evaluation.summary import Scores, judge
+from nnssl_reg.imageio.images import write_image
+from nnssl_reg.imageio.json_files import write_json
+from nnssl_reg.imageio.pairs import Pair
+from nnssl_reg.imageio.transforms import write_composite, write_field
+
+MEANING = {
+    "maps": "a point of the fixed image to the moving point that corresponds to it; images are pulled the other way, "
+    "warped(p) = moving(p + field(p))",
+    "field": "displacement in mm along LPS axes on the fixed image's grid (NIfTI intent 1007: ITK, ANTs, 3D Slicer), initial "
+    "alignment included",
+    "transform": "ITK composite of the initial affine transform and the deformation, for the same mapping",
+    "initial_matrix": "initial alignment, fixed world -> moving world, homogeneous RAS mm",
+}
+
+
+def write_pair(folder: Path, pair: Pair, done: RegisteredPair, settings: dict, seconds: float, figures: bool) -> Scores:
+    """Write everything about a pair into `folder`, the sidecar last, and return its scores."""
+    files = {"warped": f"{pair.id}_warped.nii.gz", "field": f"{pair.id}_field.nii.gz", "transform": f"{pair.id}_transform.h5"}
+    warped = done.field.warp(done.moving)
+    write_image(folder / files["warped"], warped)
+    warped_label = None
+    if done.moving_label is not None:
+        files["warped_label"] = f"{pair.id}_warped_label.nii.gz"
+        warped_label = done.field.warp(done.moving_label)
+        write_image(folder / files["warped_label"], warped_label)
+    write_field(folder / files["field"], done.field)
+    write_composite(folder / files["transform"], done.alignment.transform, done.deformation)
+    scores = judge(done.field, done.fixed_label, done.moving_label, warped_label)
+    if figures:
+        files["picture"] = f"{pair.id}.png"
+        aligned = done.alignment.transform.as_field(done.fixed.grid)
+        labels = {}
+        if done.fixed_label is not None and done.moving_label is not None:
+            labels = {"fixed_label": done.fixed_label, "moving_label": aligned.warp(done.moving_label),
+                      "warped_label": warped_label}  # fmt: skip
+        title = _title(pair, done, scores)
+        registration_figure(
+            folder / files["picture"], done.fixed, aligned.warp(done.moving), warped, done.field, title, **labels
+        )
+    write_json(folder / f"{pair.id}.json", _sidecar(pair, done, settings, seconds, scores, files))
+    return scores
+
+
+def _title(pair: Pair, done: RegisteredPair, scores: Scores) -> str:
+    parts = [f"initial alignment: {done.alignment.name}"]
+    if not np.isnan(scores.dice):
+        parts.append(f"Dice {scores.dice_initial:.3f} -> {scores.dice:.3f}")
+    parts.append(f"SDlogJ {scores.sd_log_jacobian:.3f}")
+    parts.append(f"J <= 0: {scores.folding_percent:.3f} %")
+    return f"{pair.id}\n{'   '.join(parts)}"
+
+
+def _sidecar(pair: Pair, done: RegisteredPair, settings: dict, seconds: float, scores: Scores, files: dict) -> dict:
+    length = done.field.vectors_mm.square().sum(0).sqrt()
+    return {
+        "id": pair.id,
+        "fixed": str(pair.fixed),
+        "moving": str(pair.moving),
+        "files": files,
+        "meaning": MEANING,
+        "displacement_mm": {"mean": float(length.mean()), "max": float(length.max())},
+        "initial": {"name": done.alignment.name, "costs": done.alignment.costs},
+        "initial_matrix": done.alignment.transform.matrix.tolist(),
+        "scores": {k: v for k, v in vars(scores).items() if not (isinstance(v, float) and np.isnan(v))},
+        "seconds": round(seconds, 3),
+        "stages_seconds": done.seconds,
+        "peak_memory_gb": peak_memory_gb(),
+        "settings": settings,
+        "written": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def peak_memory_gb() -> float | None:
+    """The most memory this process has held so far, GB; None where the system does not tell."""
+    if sys.platform == "win32":
+        return None
+    import resource  # here, because it exists on Unix only
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30, 3)

@@ -1,0 +1,130 @@
+"""The plans: every number a run needs, in pipeline order, each with its reason."""
+
+from dataclasses import dataclass, field
+
+PLANS_VERSION = 1
+
+
+@dataclass(frozen=True)
+class ChannelPlan:
+    """How one channel (modality) is normalised. Intensities outside lower..upper are clipped, then scaled to -1..1.
+
+    lower, upper are in the image's own units for scheme "ct"; for "mr" they are null and percentiles of each image serve.
+    foreground_above: a voxel belongs to the body above this intensity (null: each image's own, planning/foreground.py).
+    """
+
+    name: str
+    normalization: str
+    lower: float | None
+    upper: float | None
+    foreground_above: float | None
+
+
+@dataclass(frozen=True)
+class ImagePlan:
+    """From a raw image to the network's input. spacing_mm: along the canonical (closest to RAS) axes."""
+
+    spacing_mm: tuple[float, float, float]
+    median_shape: tuple[int, int, int]  # of the cropped cases at spacing_mm, voxels
+    crop_margin_mm: float
+    channels: dict[str, ChannelPlan]  # key: channel index as in file names without leading zeros, "0"
+
+
+@dataclass(frozen=True)
+class NetworkPlan:
+    """PRIMUS. patch_size: voxels per token along the canonical axes."""
+
+    embed_dim: int
+    depth: int
+    num_heads: int
+    patch_size: tuple[int, int, int]
+    register_tokens: int
+    drop_path_rate: float
+
+
+@dataclass(frozen=True)
+class PretrainingPlan:
+    """DINO/iBOT pretraining. Sizes in voxels at the plan's spacing, schedules in optimiser steps."""
+
+    crop_size: tuple[int, int, int]
+    batch_size: int
+    steps: int
+    steps_per_epoch: int
+    prototypes: int
+    head_hidden_dim: int
+    head_bottleneck_dim: int
+    learning_rate: float
+    final_learning_rate: float
+    warmup_steps: int
+    layer_decay: float
+    weight_decay: float
+    final_weight_decay: float
+    gradient_clip: float
+    teacher_momentum: float
+    final_teacher_momentum: float
+    student_temperature: float
+    teacher_temperature: float
+    final_teacher_temperature: float
+    teacher_temperature_steps: int  # length of the rise
+    centering: str  # "sinkhorn" or "centre"
+    mask_ratio: tuple[float, float]
+    loss_tokens: int  # per crop, masked and as many visible tokens enter the patch losses at most
+    class_weight: float
+    patch_weight: float
+    visible_weight: float
+    koleo_weight: float
+    zoom: tuple[float, float]
+    rotation_degrees: float
+    intensity_strength: float  # 0 switches intensity changes off, 1 is the published strength
+    foreground_share: float  # share of crops centred on a foreground voxel
+    workers: int
+
+
+@dataclass(frozen=True)
+class FeaturesPlan:
+    """Feature maps for registration."""
+
+    window_size: tuple[int, int, int]  # voxels; larger images are encoded in overlapping windows
+    window_overlap: float
+    token_shifts: tuple[int, int, int]  # passes per axis at sub-token shifts; 1 = one forward pass
+    components: int
+    mind_spacing_mm: tuple[float, float, float]
+    mind_radius: int
+    mind_dilation: int
+    mind_stride: tuple[int, int, int]  # voxels of mind_spacing_mm per feature cell
+
+
+@dataclass(frozen=True)
+class RegistrationPlan:
+    """ConvexAdam. Cells are those of the feature maps (the fine grid)."""
+
+    coarse_spacing_mm: float
+    search_radius_mm: float
+    rounds: int
+    iterations: int
+    learning_rate: float
+    smoothness: float
+    smoothing_passes: int
+    init: str  # "auto", "identity", "center", "moments", "affine"
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """One configuration: the sections in pipeline order, and why each number is what it is ("section.field" -> sentence)."""
+
+    image: ImagePlan
+    network: NetworkPlan
+    pretraining: PretrainingPlan
+    features: FeaturesPlan
+    registration: RegistrationPlan
+    reasons: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Plans:
+    """All configurations of one data set, as stored in nnsslPlans.json."""
+
+    dataset_name: str
+    plans_name: str
+    configurations: dict[str, Configuration]
+    version: int = PLANS_VERSION

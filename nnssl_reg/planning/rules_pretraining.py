@@ -1,0 +1,86 @@
+"""Rules for the pretraining section's steps and schedules; one function per rule."""
+
+import math
+
+from nnssl_reg.planning.choice import Choice
+from nnssl_reg.planning.memory import LARGE_GPU_GB
+
+PASSES = {"small": 25, "large": 300}  # times that all the data's volume is seen, planned for a CPU, for a GPU
+STEPS = {"small": (1_000, 10_000), "large": (10_000, 150_000)}  # 150,000 is the published method's
+
+
+def crops_per_pass(cases: int, median_shape, crop) -> float:
+    """How many crops hold as much volume as all cases together, at most 32 of one case."""
+    return cases * min(32.0, max(1.0, math.prod(median_shape) / math.prod(crop)))
+
+
+def steps_choices(crops: float, batch: int, gpu_memory_gb: float) -> dict[str, Choice]:
+    """steps_per_epoch and steps."""
+    tier = "large" if gpu_memory_gb >= LARGE_GPU_GB else "small"
+    per_pass = crops / batch
+    epoch = min(250, max(50, round(per_pass)))
+    low, high = STEPS[tier]
+    steps = math.ceil(min(high, max(low, PASSES[tier] * per_pass)) / epoch) * epoch
+    return {
+        "steps_per_epoch": Choice(epoch, f"one pass over the data is {per_pass:.0f} steps; 50 to 250, for regular checkpoints"),
+        "steps": Choice(steps, f"{PASSES[tier]} passes over the data's volume, {low:,} to {high:,} steps, whole epochs"),
+    }  # fmt: skip
+
+
+def schedule_choices(steps: int, learning_rate: float, size: str) -> dict[str, Choice]:
+    """Learning rate, weight decay, teacher momentum and temperatures over the run."""
+    slow = "a fast rise was the main cause of collapse, over a third of the run or more it was stable"
+    return {
+        "learning_rate": Choice(learning_rate, f"for size {size}; 1e-3 and below is stable, 1e-2 collapses"),
+        "final_learning_rate": Choice(learning_rate / 100, "cosine decay to a hundredth"),
+        "warmup_steps": Choice(max(1, steps // 10), "a tenth of the run, linear"),
+        "layer_decay": Choice(0.9, "rate of each layer relative to the next: the published method's"),
+        "weight_decay": Choice(0.04, "start of the cosine rise, the published method's"),
+        "final_weight_decay": Choice(0.2, "half of the published 0.4, for runs shorter than its 150,000 steps"),
+        "gradient_clip": Choice(3.0, "norm; the published method's"),
+        "teacher_momentum": Choice(0.992, "start of the teacher's moving average"),
+        "final_teacher_momentum": Choice(0.998, "not 1: the teacher fell behind and the patch loss rose again"),
+        "student_temperature": Choice(0.1, "as in DINO"),
+        "teacher_temperature": Choice(0.04, "start: sharp targets"),
+        "final_teacher_temperature": Choice(0.07, "as in DINO"),
+        "teacher_temperature_steps": Choice(math.ceil(0.4 * steps), slow),
+    }
+
+
+def loss_choices() -> dict[str, Choice]:
+    """Centring, masks and the losses' weights."""
+    return {
+        "centering": Choice("sinkhorn", "patch targets use all prototypes in every batch, where a running centre lags (SwAV)"),
+        "mask_ratio": Choice((0.3, 0.6), "share of masked tokens; a little below the published 0.4 to 0.7, for smaller crops"),
+        "class_weight": Choice(1.0, "class and patch loss weigh the same"),
+        "patch_weight": Choice(1.0, "class and patch loss weigh the same"),
+        "visible_weight": Choice(0.5, "with masked tokens alone the patch loss stays at ln K for long; visible ones start it"),
+        "koleo_weight": Choice(0.1, "spreads class tokens, the published method's"),
+    }  # fmt: skip
+
+
+def view_choices() -> dict[str, Choice]:
+    """Geometry and intensity changes of the views."""
+    return {
+        "zoom": Choice((0.8, 1.25), "scale of a crop, drawn evenly in its logarithm: patients differ in size"),
+        "rotation_degrees": Choice(10.0, "largest rotation about each axis: patients lie almost alike"),
+        "intensity_strength": Choice(1.0, "the published strength: the change that improved registration most"),
+        "foreground_share": Choice(0.7, "share of crops centred on the body, as the published 70 % foreground"),
+    }
+
+
+def worker_choice(gpu_memory_gb: float) -> Choice:
+    """Processes that load and cut crops."""
+    if gpu_memory_gb < LARGE_GPU_GB:
+        return Choice(1, "on a CPU the network needs the other cores")
+    return Choice(8, "enough to keep a GPU busy")
+
+
+def head_choices(size: str) -> dict[str, Choice]:
+    """Widths of the projection heads."""
+    small = size == "XS"
+    why = "a quarter of DINO's, in proportion to the network" if small else "as in DINO"
+    return {
+        "head_hidden_dim": Choice(512 if small else 2048, why),
+        "head_bottleneck_dim": Choice(128 if small else 256, "half of DINO's" if small else why),
+    }

@@ -1,0 +1,99 @@
+"""Rules for the features and registration sections; one function per rule."""
+
+import math
+
+import numpy as np
+
+from nnssl_reg.planning.choice import Choice, numbers
+from nnssl_reg.planning.memory import GB, LARGE_GPU_GB, inference_bytes, tokens_of
+from nnssl_reg.planning.plans import FeaturesPlan, NetworkPlan
+from nnssl_reg.planning.rules_image import DataSummary
+
+SMALL_WINDOW_TOKENS = 8192  # attention's time grows with the square of the tokens, which a CPU feels first
+FEW_TOKENS = 24  # per axis in the geometric mean, below which a token grid alone is too coarse a fine grid
+SHIFTED_TOKENS = 131_072  # that all passes at shifted positions may sum to
+COARSE_VOXELS = 6  # of the MIND spacing per coarse cell, as in ConvexAdam
+RADIUS_OF_DIAGONAL = 0.08  # search radius / diagonal of the body: organs of two patients lie that far apart after alignment
+RADIUS_CELLS = (2, 6)  # fewest and most coarse cells of the search radius
+
+
+def window_size(data: DataSummary, spacing_mm, network: NetworkPlan, gpu_memory_gb: float) -> Choice:
+    """Voxels encoded in one pass, whole tokens."""
+    patch = np.array(network.patch_size)
+    largest = np.ceil(data.extents_mm.max(axis=0) / np.array(spacing_mm) / patch - 1e-6).astype(int)  # tokens
+    whole = tuple(int(n) for n in largest * patch)
+    small = gpu_memory_gb < LARGE_GPU_GB
+    fits = inference_bytes(network, whole) <= 0.5 * gpu_memory_gb * GB
+    if fits and not (small and tokens_of(whole, patch) > SMALL_WINDOW_TOKENS):
+        return Choice(whole, f"the largest case ({numbers(whole)} voxels) in one pass: {tokens_of(whole, patch):,} tokens fit")
+    limit = SMALL_WINDOW_TOKENS
+    while not small and inference_bytes(network, (2 * limit * math.prod(network.patch_size), 1, 1)) <= 0.5 * gpu_memory_gb * GB:
+        limit *= 2
+    tokens = _box_of(largest, limit)
+    why = "attention's time grows with the square of the tokens" if small else f"more do not fit {gpu_memory_gb:g} GB"
+    return Choice(tuple(int(n) for n in tokens * patch), f"overlapping windows of at most {limit:,} tokens: {why}")
+
+
+def _box_of(largest: np.ndarray, limit: int) -> np.ndarray:
+    """The box of whole tokens inside `largest` (3,) that is nearest to a cube and holds at most `limit`."""
+    box = np.minimum(largest, 1)
+    while True:
+        grown = [(int(box[a]), a) for a in range(3) if box[a] < largest[a] and box.prod() // box[a] * (box[a] + 1) <= limit]
+        if not grown:
+            return box
+        box[min(grown)[1]] += 1
+
+
+def token_shifts(median_shape, network: NetworkPlan) -> Choice:
+    """Passes per axis at positions shifted by part of a token, whose tokens together make a finer grid."""
+    tokens = [math.ceil(n / p) for n, p in zip(median_shape, network.patch_size)]
+    shifts = tuple(2 if p > 1 else 1 for p in network.patch_size)
+    if math.prod(tokens) < FEW_TOKENS**3 and math.prod(shifts) * math.prod(tokens) <= SHIFTED_TOKENS:
+        return Choice(shifts, f"{numbers(tokens)} tokens are a coarse grid (fewer than {FEW_TOKENS} per axis): passes shifted "
+                              "by half a token make it twice as fine")  # fmt: skip
+    return Choice((1, 1, 1), f"{numbers(tokens)} tokens are fine enough, or too many to encode more than once")
+
+
+def mind_choices(spacing_mm, network: NetworkPlan) -> dict[str, Choice]:
+    """MIND features: their sampling, and voxels per cell such that cells are near-cubes."""
+    in_plane = min(spacing_mm)
+    spacing = tuple(round(min(s, 2 * in_plane), 3) for s in spacing_mm)
+    stride = tuple(max(1, round(2 * in_plane / s)) for s in spacing)
+    cell = numbers(n * s for n, s in zip(stride, spacing))
+    return {
+        "mind_spacing_mm": Choice(spacing, "the image's spacing, thick slices resampled to twice the spacing in plane: the "
+                                           "compared patches should be near-cubes in mm"),
+        "mind_radius": Choice(1, "voxels; patches of 3 voxels, as in convexAdam"),
+        "mind_dilation": Choice(2, "voxels between compared patches, as in convexAdam"),
+        "mind_stride": Choice(stride, f"cells of {cell} mm: the fine grid of the registration"),
+    }  # fmt: skip
+
+
+def features_choices(data: DataSummary, spacing_mm, shape, network: NetworkPlan, gpu_memory_gb: float) -> dict[str, Choice]:
+    """Every field of the features section."""
+    return {
+        "window_size": window_size(data, spacing_mm, network, gpu_memory_gb),
+        "window_overlap": Choice(0.25, "share of a window's edge; half would double the passes for little"),
+        "token_shifts": token_shifts(shape, network),
+        "components": Choice(12, "principal components of both images' tokens together, as published"),
+        **mind_choices(spacing_mm, network),
+    }
+
+
+def registration_choices(data: DataSummary, features: FeaturesPlan) -> dict[str, Choice]:
+    """Every field of the registration section."""
+    coarse = round(COARSE_VOXELS * min(features.mind_spacing_mm), 3)
+    diagonal = float(np.linalg.norm(data.median_extent_mm))
+    low, high = (cells * coarse for cells in RADIUS_CELLS)
+    radius = round(min(high, max(low, RADIUS_OF_DIAGONAL * diagonal)), 1)
+    return {
+        "coarse_spacing_mm": Choice(coarse, f"{COARSE_VOXELS} voxels of the MIND spacing, as in convexAdam"),
+        "search_radius_mm": Choice(radius, f"{RADIUS_OF_DIAGONAL:.0%} of the body's diagonal ({diagonal:.0f} mm), {low:.3g} to "
+                                           f"{high:.3g} mm ({RADIUS_CELLS[0]} to {RADIUS_CELLS[1]} coarse cells)"),
+        "rounds": Choice(2, "the second round starts from the first's field, which reaches beyond the search radius"),
+        "iterations": Choice(80, "Adam steps of a round; the feature cost changes little after them"),
+        "learning_rate": Choice(1.0, "Adam's, in cells"),
+        "smoothness": Choice(1.25, "weight of the diffusion regulariser, convexAdam's default"),
+        "smoothing_passes": Choice(3, "box filters of 3 cells over the field, as in convexAdam"),
+        "init": Choice("auto", "identity, centres, moments or affine, by their cost"),
+    }  # fmt: skip
