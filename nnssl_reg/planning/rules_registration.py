@@ -13,6 +13,7 @@ SMALL_WINDOW_TOKENS = 8192  # attention's time grows with the square of the toke
 FEW_TOKENS = 24  # per axis in the geometric mean, below which a token grid alone is too coarse a fine grid
 SHIFTED_TOKENS = 131_072  # that all passes at shifted positions may sum to
 COARSE_VOXELS = 6  # of the MIND spacing per coarse cell, as in ConvexAdam
+SMALL_VOLUME = 64**3  # voxels below which the fine grid is every voxel
 RADIUS_OF_DIAGONAL = 0.08  # search radius / diagonal of the body: organs of two patients lie that far apart after alignment
 RADIUS_CELLS = (2, 6)  # fewest and most coarse cells of the search radius
 
@@ -54,18 +55,16 @@ def token_shifts(median_shape, network: NetworkPlan) -> Choice:
     return Choice((1, 1, 1), f"{numbers(tokens)} tokens are fine enough, or too many to encode more than once")
 
 
-def mind_choices(spacing_mm, network: NetworkPlan) -> dict[str, Choice]:
-    """MIND features: their sampling, and voxels per cell such that cells are near-cubes."""
-    in_plane = min(spacing_mm)
-    spacing = tuple(round(min(s, 2 * in_plane), 3) for s in spacing_mm)
-    stride = tuple(max(1, round(2 * in_plane / s)) for s in spacing)
-    cell = numbers(n * s for n, s in zip(stride, spacing))
+def mind_choices(data: DataSummary, spacing_mm) -> dict[str, Choice]:
+    """MIND features: their sampling, and voxels per cell."""
+    spacing = float(min(spacing_mm))
+    stride = 1 if math.prod(data.median_extent_mm) / spacing**3 < SMALL_VOLUME else 2
     return {
-        "mind_spacing_mm": Choice(spacing, "the image's spacing, thick slices resampled to twice the spacing in plane: the "
-                                           "compared patches should be near-cubes in mm"),
+        "mind_spacing_mm": Choice((spacing,) * 3, "cubes of the finest target spacing: all axes are compared alike"),
         "mind_radius": Choice(1, "voxels; patches of 3 voxels, as in convexAdam"),
         "mind_dilation": Choice(2, "voxels between compared patches, as in convexAdam"),
-        "mind_stride": Choice(stride, f"cells of {cell} mm: the fine grid of the registration"),
+        "mind_stride": Choice((stride,) * 3, f"cells of {stride * spacing:.3g} mm: " + (
+            "every voxel of so small a volume" if stride == 1 else "the fine grid of the registration, as in convexAdam")),
     }  # fmt: skip
 
 
@@ -76,7 +75,7 @@ def features_choices(data: DataSummary, spacing_mm, shape, network: NetworkPlan,
         "window_overlap": Choice(0.25, "share of a window's edge; half would double the passes for little"),
         "token_shifts": token_shifts(shape, network),
         "components": Choice(12, "principal components of both images' tokens together, as published"),
-        **mind_choices(spacing_mm, network),
+        **mind_choices(data, spacing_mm),
     }
 
 
@@ -93,7 +92,7 @@ def registration_choices(data: DataSummary, features: FeaturesPlan) -> dict[str,
         "rounds": Choice(2, "the second round starts from the first's field, which reaches beyond the search radius"),
         "iterations": Choice(80, "Adam steps of a round; the feature cost changes little after them"),
         "learning_rate": Choice(1.0, "Adam's, in cells"),
-        "smoothness": Choice(1.25, "weight of the diffusion regulariser, convexAdam's default"),
+        "smoothness": Choice(0.6, "weight of the diffusion regulariser: of 0.3, 0.6, 1.25 and 2 the best Dice without folding"),
         "smoothing_passes": Choice(3, "box filters of 3 cells over the field, as in convexAdam"),
         "init": Choice("auto", "identity, centres, moments or affine, by their cost"),
     }  # fmt: skip

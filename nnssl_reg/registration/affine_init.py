@@ -15,8 +15,10 @@ from nnssl_reg.registration.coupled_convex import match_blocks
 
 MODES = ("auto", "identity", "center", "moments", "affine")
 _LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # RAS <-> LPS
-MINIMUM_OVERLAP = 0.2  # share of the smaller image that a translation must bring to overlap to be considered
+MINIMUM_OVERLAP = 0.2  # share of an image that a transform must bring to overlap to be considered
+OUTSIDE_COST = 0.1  # of a fixed image that the moving one does not overlap at all, in units of unrelated cells
 MINIMUM_MATCHES = 16
+ENOUGH_CELLS = 48  # per axis, from which on the first affine fit is as good on half of them
 INTENSITY_CELLS = 64  # longest edge, in voxels, of the images given to the intensity-based affine registration
 
 
@@ -59,9 +61,19 @@ def initial_alignment(mode: str, fixed: Image, moving: Image, fixed_features: Fe
 def _affine_candidates(fixed, moving, fixed_features, moving_features, start) -> list[AffineTransform]:
     """Two affine transforms: from feature matches alone, and from intensities (mutual information), then feature matches."""
     extent = max(fixed_features.grid.extent_mm)
-    by_matches = refine_affine(fixed_features, moving_features, start, extent / 16, 3)
+    coarse = [_halved(features) for features in (fixed_features, moving_features)]
+    by_matches = refine_affine(*coarse, start, extent / 16, 3, iterations=4)
     by_intensities = mutual_information_affine(fixed, moving, start)
-    return [refine_affine(fixed_features, moving_features, a, extent / 32, 2) for a in (by_matches, by_intensities)]
+    return [
+        refine_affine(fixed_features, moving_features, a, extent / 32, 2, iterations=2) for a in (by_matches, by_intensities)
+    ]
+
+
+def _halved(features: FeatureMap) -> FeatureMap:
+    """Features averaged over 2 x 2 x 2 cells where there are enough cells to spare."""
+    factor = [2 if n >= ENOUGH_CELLS else 1 for n in features.grid.shape]
+    values = torch.nn.functional.avg_pool3d(features.values[None], factor, stride=factor)[0]
+    return FeatureMap(values, features.grid.coarsened(factor))
 
 
 def mutual_information_affine(fixed: Image, moving: Image, start: AffineTransform) -> AffineTransform:
@@ -111,12 +123,18 @@ def _as_sitk(image: Image):
 
 
 def alignment_cost(fixed: FeatureMap, moving: FeatureMap, transform: AffineTransform) -> float:
-    """Mean squared feature difference over the fixed cells, where 1 is that of unrelated cells; outside counts as 1."""
-    points = transform.apply_dense(fixed.grid.points_mm(device=fixed.values.device))
-    position = to_voxels(points, moving.grid)
-    difference = (sample_voxels(moving.values, position) - fixed.values).square().sum(0)
-    scale = feature_scale(fixed.values, moving.values) ** 2
-    return float(torch.where(inside(position, moving.grid.shape), difference / scale, 1.0).clamp(max=1.0).mean())
+    """Mean squared feature difference where the images overlap (1: as unrelated cells), plus what lacks of overlap cost.
+
+    Cells outside the moving image say nothing, so they do not count as differences; OUTSIDE_COST only keeps the overlap from
+    shrinking to where it happens to fit. 1 + OUTSIDE_COST where less than MINIMUM_OVERLAP of the fixed cells overlap.
+    """
+    position = to_voxels(transform.apply_dense(fixed.grid.points_mm(device=fixed.values.device)), moving.grid)
+    valid = inside(position, moving.grid.shape)
+    overlap = float(valid.float().mean())
+    if overlap < MINIMUM_OVERLAP:
+        return 1.0 + OUTSIDE_COST
+    difference = (sample_voxels(moving.values, position) - fixed.values).square().sum(0)[valid].mean()
+    return float(difference) / feature_scale(fixed.values, moving.values) ** 2 + OUTSIDE_COST * (1 - overlap)
 
 
 def center_of_mass_mm(image: Image) -> np.ndarray:
@@ -155,7 +173,7 @@ def best_translation(fixed: FeatureMap, moving: FeatureMap) -> AffineTransform:
     return AffineTransform.translation(b.grid.index_to_world(shift) - a.grid.index_to_world((0, 0, 0)))
 
 
-def refine_affine(fixed, moving, start: AffineTransform, block_mm: float, radius_blocks: int, iterations: int = 4):
+def refine_affine(fixed, moving, start: AffineTransform, block_mm: float, radius_blocks: int, iterations: int):
     """An affine transform fitted, by least trimmed squares, to block matches found around the current one; repeated."""
     scale = feature_scale(fixed.values, moving.values)
     cells = [f.values.float().permute(1, 2, 3, 0).contiguous() / scale for f in (fixed, moving)]

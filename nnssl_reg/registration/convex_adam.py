@@ -11,6 +11,7 @@ from nnssl_reg.geometry.image import FeatureMap
 from nnssl_reg.registration import kernels_cpu, kernels_torch
 from nnssl_reg.registration.coupled_convex import search
 from nnssl_reg.registration.instance_optimization import optimise
+from nnssl_reg.registration.unfolding import unfolded
 
 
 @torch.no_grad()
@@ -33,27 +34,29 @@ def convex_adam(
 
     fixed, moving: features on any two grids, same number of channels; initial: fixed world -> moving world. The search looks
     search_radius_mm around, in blocks of coarse_spacing_mm; each further round halves both and starts from the last field.
-    Adam then refines at the fixed cells for `iterations` steps of `learning_rate` cells. smoothness weighs the diffusion
-    regulariser against features scaled so that unrelated cells differ by 1. Masks (bool, one value per feature cell) say which
-    cells count; the others follow their neighbours. Raises ValueError if the channels differ.
+    Adam then refines at the fixed cells for `iterations` steps of `learning_rate` cells, and folds are smoothed away.
+    smoothness weighs the diffusion regulariser against features scaled so that unrelated cells differ by 1. Masks (bool, one
+    value per feature cell) say which cells count; the others follow their neighbours. Raises ValueError if the channels differ.
     """
     if fixed.values.shape[0] != moving.values.shape[0]:
         raise ValueError(
             f"Fixed has {fixed.values.shape[0]} feature channels, moving {moving.values.shape[0]}: they must agree."
         )
     kernels = kernels_for(fixed.values.device)
-    scale = feature_scale(fixed.values, moving.values)
-    fixed_cells, moving_cells = (_channels_last(f.values) / scale for f in (fixed, moving))
+    masks = (fixed_mask, moving_mask)
+    fixed_cells, moving_cells = comparable_cells(fixed, moving, masks)
     matrix = cell_to_cell(fixed, moving, initial)
     spacing = np.array(fixed.grid.spacing_mm)
-    masks = (fixed_mask, moving_mask)
     field = torch.zeros(*fixed.grid.shape, 3, device=fixed.values.device)
     for r in range(rounds):
         factor, radius = blocks_and_radius(spacing, fixed.grid.shape, coarse_spacing_mm / 2**r, search_radius_mm / 2**r)
         field = search(fixed_cells, moving_cells, matrix, field, factor, radius, kernels, masks)
     weights = smoothness * (spacing[None, :] / spacing[:, None]) ** 2  # of mm per mm, as if the cells were cubes
     weights = torch.as_tensor(weights, dtype=torch.float32, device=field.device)
-    field = optimise(fixed_cells, moving_cells, matrix, field, weights, iterations, learning_rate, smoothing_passes, kernels)
+    field = optimise(
+        fixed_cells, moving_cells, matrix, field, weights, iterations, learning_rate, smoothing_passes, kernels, masks
+    )
+    field = unfolded(field, kernels)
     linear = torch.as_tensor(fixed.grid.affine[:3, :3].copy(), dtype=torch.float32, device=field.device)
     return DisplacementField(torch.einsum("ij,xyzj->ixyz", linear, field).contiguous(), fixed.grid)
 
@@ -63,11 +66,21 @@ def kernels_for(device: torch.device) -> ModuleType:
     return kernels_cpu if device.type == "cpu" else kernels_torch
 
 
+def comparable_cells(fixed: FeatureMap, moving: FeatureMap, masks) -> list[torch.Tensor]:
+    """Both maps channels last, (X, Y, Z, F), about 0 and such that unrelated cells differ by 1; 0 outside a mask."""
+    values = [f.values.float() for f in (fixed, moving)]
+    counted = [v.flatten(1) if mask is None else v[:, mask] for v, mask in zip(values, masks)]
+    middle = ((counted[0].mean(1) + counted[1].mean(1)) / 2).view(-1, 1, 1, 1)  # a large offset would cost digits
+    scale = feature_scale(*counted)
+    cells = [(v - middle) / scale if mask is None else (v - middle) / scale * mask for v, mask in zip(values, masks)]
+    return [c.permute(1, 2, 3, 0).contiguous() for c in cells]
+
+
 def feature_scale(fixed: torch.Tensor, moving: torch.Tensor) -> float:
-    """Root mean squared distance of a fixed to an unrelated moving cell, in closed form from means and variances."""
-    axes = (1, 2, 3)
-    between = (fixed.mean(axes) - moving.mean(axes)).square().sum()
-    squared = between + fixed.var(axes, correction=0).sum() + moving.var(axes, correction=0).sum()
+    """Root mean squared distance of a fixed to an unrelated moving cell, (F, ...) each, from means and variances."""
+    fixed, moving = fixed.flatten(1), moving.flatten(1)
+    between = (fixed.mean(1) - moving.mean(1)).square().sum()
+    squared = between + fixed.var(1, correction=0).sum() + moving.var(1, correction=0).sum()
     return max(float(squared) ** 0.5, 1e-12)
 
 
@@ -83,7 +96,3 @@ def blocks_and_radius(spacing_mm, shape, coarse_spacing_mm, search_radius_mm) ->
     factor = [int(min(max(1, round(coarse_spacing_mm / s)), n)) for s, n in zip(spacing_mm, shape)]
     radius = [max(1, round(search_radius_mm / (s * f))) for s, f in zip(spacing_mm, factor)]
     return factor, [min(r, -(-n // f)) for r, n, f in zip(radius, shape, factor)]
-
-
-def _channels_last(values: torch.Tensor) -> torch.Tensor:
-    return values.float().permute(1, 2, 3, 0).contiguous()

@@ -26,11 +26,11 @@ def match_blocks(fixed, moving, matrix, field, factor, radius, kernels, masks=(N
     """The inverse consistent displacement of each block relative to the current field, in blocks; arguments as in search."""
     margin = [f * r for f, r in zip(factor, radius)]
     around, valid = _warped_with_margin(moving, matrix, field, factor, margin, masks[1])
-    fixed_blocks = _blocks(_pad_to_blocks(fixed, factor), factor)
+    counts = torch.ones(field.shape[:3], dtype=torch.bool, device=field.device) if masks[0] is None else masks[0]
+    whole = [_fill_to_blocks(values, factor) for values in (fixed, counts[..., None])]
+    fixed_blocks, fixed_counts = _valid_blocks(whole[0], whole[1][..., 0], factor)
     moving_blocks, valid_blocks = _valid_blocks(around, valid, factor)
     inner = tuple(slice(r, n - r) for r, n in zip(radius, moving_blocks.shape))
-    counts = torch.ones(field.shape[:3], device=field.device) if masks[0] is None else masks[0].float()
-    fixed_counts = _blocks(_pad_to_blocks(counts[..., None], factor), factor)[..., 0] >= 0.5
     beyond = F.pad(fixed_counts.float(), _both_sides(radius)) > 0
     padded = F.pad(fixed_blocks, [0, 0, *_both_sides(radius)])
     forward = _coupled(fixed_blocks, moving_blocks, valid_blocks, fixed_counts, radius, kernels)
@@ -51,6 +51,11 @@ def inverse_consistent(forward: torch.Tensor, backward: torch.Tensor) -> torch.T
         # compose(a, b) = a + b(x + a), so half of a - b(x + a) is a - compose(a, b) / 2
         forward, backward = forward - compose(forward, backward) / 2, backward - compose(backward, forward) / 2
     return forward
+
+
+def all_within(mask: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
+    """Whether all cells that a value at position (3, ...) is interpolated from lie within mask (X, Y, Z); (...) bool."""
+    return sample_voxels(mask[None].float(), position)[0] > 1 - 1e-4
 
 
 def _coupled(fixed, moving, valid, counts, radius, kernels) -> torch.Tensor:
@@ -75,7 +80,7 @@ def _warped_with_margin(moving, matrix, field, factor, margin, moving_mask):
     values = sample_voxels(moving.permute(3, 0, 1, 2), position).permute(1, 2, 3, 0)
     valid = inside(position, moving.shape[:3])
     if moving_mask is not None:
-        valid &= sample_voxels(moving_mask[None].float(), position, mode="nearest")[0] > 0.5
+        valid &= all_within(moving_mask, position)
     return values, valid
 
 
@@ -86,9 +91,9 @@ def _valid_blocks(values, valid, factor):
     return _blocks(values * weight, factor) / share.clamp(min=1e-6), (share[..., 0] >= 0.5).contiguous()
 
 
-def _pad_to_blocks(values, factor):
-    pad = [p for n, f in zip(values.shape[2::-1], factor[::-1]) for p in (0, (-n) % f)]
-    return F.pad(values.permute(3, 0, 1, 2)[None], pad, mode="replicate")[0].permute(1, 2, 3, 0)
+def _fill_to_blocks(values, factor):
+    """Zeros at the ends of (X, Y, Z, C), up to whole blocks."""
+    return F.pad(values, [0, 0, *(p for n, f in zip(values.shape[2::-1], factor[::-1]) for p in (0, (-n) % f))])
 
 
 def _blocks(values, factor):

@@ -2,7 +2,7 @@
 
 import torch
 
-from nnssl_reg.geometry.sampling import sample_voxels
+from nnssl_reg.registration.coupled_convex import all_within
 from nnssl_reg.registration.kernels_torch import moving_position
 
 
@@ -23,8 +23,7 @@ def optimise(fixed, moving, matrix, field, weights, iterations, learning_rate, s
         if masks[0] is not None:
             gradient *= masks[0][..., None]
         if masks[1] is not None:
-            inside = sample_voxels(masks[1][None].float(), moving_position(smooth, matrix), mode="nearest")
-            gradient *= (inside[0] > 0.5)[..., None]
+            gradient *= all_within(masks[1], moving_position(smooth, matrix))[..., None]
         kernels.add_diffusion_gradient(smooth, weights / 3, gradient)  # 3: the regulariser is a mean over components too
         gradient = kernels.smooth(gradient, smoothing_passes).div_(cells)  # the box filters are their own adjoint
         kernels.adam_step(parameter, gradient, first, second, learning_rate, step)

@@ -6,6 +6,8 @@ import torch
 
 # contract lets a multiply and an add fuse, reassoc lets the sum over channels use vectors; NaN keeps its meaning
 _FAST = {"contract", "reassoc", "nsz"}
+RUN = 4096  # values convolved together: seven such rows stay in the first cache levels
+SHORT = 16  # values per cell below which a row of cells is convolved as one run
 
 
 @numba.njit(parallel=True, fastmath=_FAST, cache=True, error_model="numpy")
@@ -118,28 +120,43 @@ def _coupled_argmin(cost, displacements, field, weight, out):
 
 
 @numba.njit(parallel=True, fastmath=_FAST, cache=True, error_model="numpy")
-def _smooth_axis(source, taps, axis, out):
-    """Convolve (X, Y, Z, K) along one axis with symmetric taps, mirrored at the outer faces of the edge cells."""
-    shape, half = source.shape, taps.shape[0] // 2
-    count = shape[axis]
-    for x in numba.prange(shape[0]):
-        for y in range(shape[1]):
-            for z in range(shape[2]):
-                row = out[x, y, z]
-                row[:] = 0
-                n = np.int64(x) if axis == 0 else (y if axis == 1 else z)
-                for t in range(-half, half + 1):
-                    i = (n + t) % (2 * count)
-                    i = i if i < count else 2 * count - 1 - i
-                    weight = taps[t + half]
-                    if axis == 0:
-                        other = source[i, y, z]
-                    elif axis == 1:
-                        other = source[x, i, z]
-                    else:
-                        other = source[x, y, i]
-                    for k in range(shape[3]):
-                        row[k] += weight * other[k]
+def _smooth_middle(source, taps, chunk, out):
+    """Convolve (A, N, B) along N with symmetric taps, mirrored at the outer faces of the edge cells; B in runs of `chunk`."""
+    outer, count, inner = source.shape
+    half, chunks = taps.shape[0] // 2, (inner + chunk - 1) // chunk
+    for job in numba.prange(outer * chunks):
+        a, start = job // chunks, (job % chunks) * chunk
+        stop = min(start + chunk, inner)
+        for n in range(count):
+            row = out[a, n, start:stop]
+            row[:] = 0
+            for t in range(-half, half + 1):
+                i = (n + t) % (2 * count)
+                other = source[a, i if i < count else 2 * count - 1 - i, start:stop]
+                weight = taps[t + half]
+                for k in range(row.shape[0]):
+                    row[k] += weight * other[k]
+
+
+@numba.njit(parallel=True, fastmath=_FAST, cache=True, error_model="numpy")
+def _smooth_last(source, taps, width, out):
+    """Convolve the rows of (A, N * width) along N as _smooth_middle does, for so small a width that rows are one run."""
+    outer, length = source.shape
+    count, half = length // width, taps.shape[0] // 2
+    edge = min(half, count)
+    for a in numba.prange(outer):
+        row, values = out[a], source[a]
+        row[:] = 0
+        for t in range(-half, half + 1):
+            weight, shift = taps[t + half], t * width
+            for k in range(edge * width, (count - edge) * width):
+                row[k] += weight * values[k + shift]
+            for m in range(2 * edge if count > 2 * edge else count):
+                n = m if m < edge or count <= 2 * edge else count - 2 * edge + m
+                i = (n + t) % (2 * count)
+                i = i if i < count else 2 * count - 1 - i
+                for k in range(width):
+                    row[n * width + k] += weight * values[i * width + k]
 
 
 @numba.njit(parallel=True, fastmath=_FAST, cache=True, error_model="numpy")
@@ -209,11 +226,16 @@ def smooth(values, passes: int) -> torch.Tensor:
     taps = np.ones(1)
     for _ in range(passes):
         taps = np.convolve(taps, np.ones(3) / 3)
-    source, scratch = values, torch.empty_like(values)
-    for axis in range(3):
-        _smooth_axis(source.numpy(), taps.astype(np.float32), axis, scratch.numpy())
-        source, scratch = scratch, (torch.empty_like(values) if axis == 0 else source)
-    return source
+    taps = taps.astype(np.float32)
+    x, y, z, width = values.shape
+    first, second = torch.empty_like(values), torch.empty_like(values)
+    _smooth_middle(values.numpy().reshape(1, x, y * z * width), taps, RUN, first.numpy().reshape(1, x, y * z * width))
+    _smooth_middle(first.numpy().reshape(x, y, z * width), taps, RUN, second.numpy().reshape(x, y, z * width))
+    if width < SHORT:
+        _smooth_last(second.numpy().reshape(x * y, z * width), taps, width, first.numpy().reshape(x * y, z * width))
+    else:
+        _smooth_middle(second.numpy().reshape(x * y, z, width), taps, RUN, first.numpy().reshape(x * y, z, width))
+    return first
 
 
 def add_diffusion_gradient(field, weights, gradient) -> None:

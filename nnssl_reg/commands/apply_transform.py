@@ -1,0 +1,184 @@
+"""Carry images, label maps and landmarks through a transform that nnssl_register wrote, in either direction."""
+
+from argparse import Namespace
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from nnssl_reg.evaluation.metrics import label_ids
+from nnssl_reg.geometry.displacement import DisplacementField
+from nnssl_reg.geometry.grid import Grid
+from nnssl_reg.geometry.image import Image
+from nnssl_reg.imageio.images import FILE_ENDINGS, read_grid, read_image, read_labels, write_image
+from nnssl_reg.imageio.landmarks import LANDMARK_ENDINGS, read_landmarks, write_landmarks
+from nnssl_reg.imageio.transforms import read_transform
+
+MOST_LABELS = 64  # a file of whole numbers with more values than this is taken for an image
+CHECKED_POINTS = 20_000
+
+
+@dataclass(frozen=True)
+class Way:
+    """From which image to which, in words; pull: where in the source each voxel of the target lies."""
+
+    source: str
+    target: str
+    pull: DisplacementField
+
+
+def run(args: Namespace) -> int:
+    """Exit code 0, or 1 if any file failed; the others are written."""
+    outputs = _outputs(args)
+    field = read_transform(args.t)
+    length = field.vectors_mm.norm(dim=0)
+    print(f"{args.t}: fixed {field.grid}, displacement mean {float(length.mean()):.1f} mm, max {float(length.max()):.1f} mm")
+    images = [path for path in outputs if not _holds_points(path)]
+    way = _image_way(args, field) if images else None
+    failed = 0
+    for path, output in outputs.items():
+        try:
+            said = _carry_image(path, output, way, args) if path in images else _carry_points(path, output, field, args)
+            print(f"{output}: {said}")
+        except (ValueError, OSError) as error:
+            failed += 1
+            print(f"failed: {error}")
+    if failed:
+        print(f"{failed} of {len(outputs)} files failed, the others are written to {args.o}.")
+    return 1 if failed else 0
+
+
+def _outputs(args: Namespace) -> dict[Path, Path]:
+    """Where each input's result goes. Raises ValueError with all problems of the request, before any work."""
+    problems, outputs = [], {}
+    for path in dict.fromkeys(map(Path, args.i)):
+        ending = next((e for e in (*LANDMARK_ENDINGS, *FILE_ENDINGS) if path.name.lower().endswith(e)), None)
+        if ending is None:
+            problems.append(f"{path}: the ending is none of {', '.join((*FILE_ENDINGS, *LANDMARK_ENDINGS))}")
+            continue
+        if not path.is_file():
+            problems.append(f"{path} does not exist")
+        problems += _missing_flags(path, ending, args)
+        suffix = _suffix(_holds_points(path), args.inverse)
+        if ending == ".csv" and args.space == "voxel" and not args.r:
+            suffix += "_ras"
+        outputs[path] = Path(args.o) / f"{path.name[: -len(ending)]}_{suffix}{ending}"
+    problems += [f"{name} would be written {n} times; give inputs of one name in separate calls with different -o"
+                 for name, n in Counter(outputs.values()).items() if n > 1]  # fmt: skip
+    if problems:
+        raise ValueError("nothing was done: " + "; ".join(problems) + ".")
+    return outputs
+
+
+def _suffix(holds_points: bool, inverse: bool) -> str:
+    """Tells in an output's name which image it now belongs to; on the fixed grid images are "warped"."""
+    if holds_points:
+        return "in_fixed" if inverse else "in_moving"
+    return "in_moving" if inverse else "warped"
+
+
+def _missing_flags(path: Path, ending: str, args: Namespace) -> list[str]:
+    if ending == ".csv" and args.space is None:
+        return [f"{path}: a .csv does not say its coordinates, give -space ras, lps (mm) or voxel"]
+    if ending == ".csv" and args.space == "voxel" and args.points_image is None:
+        return [f"{path}: -space voxel needs the image that has these voxels, -points_image IMAGE"]
+    if ending not in LANDMARK_ENDINGS and args.inverse and args.r is None:
+        return [f"{path}: --inverse writes on the moving image's grid, give the moving image with -r IMAGE"]
+    return []
+
+
+def _holds_points(path: Path) -> bool:
+    return path.name.lower().endswith(LANDMARK_ENDINGS)
+
+
+def _image_way(args: Namespace, field: DisplacementField) -> Way:
+    """The way images go: moving -> fixed grid (or -r), inverse: fixed -> the grid of -r, the moving image."""
+    if not args.inverse:
+        grid = read_grid(args.r) if args.r else field.grid
+        return Way("moving image", f"the grid of {args.r}" if args.r else "fixed grid", field.on(grid) if args.r else field)
+    pull = field.inverse(read_grid(args.r))
+    error = _inverse_error_mm(field, pull)
+    if not len(error):
+        raise ValueError(
+            f"{args.r}: nothing of it lies in the fixed field of view through the transform; is it the moving image?"
+        )
+    print(f"inverse: there and back misses by {error.mean():.3f} mm on average, at most {error.max():.3f} mm")
+    return Way("fixed image", f"moving grid ({args.r})", pull)
+
+
+def _inverse_error_mm(field: DisplacementField, inverse: DisplacementField) -> np.ndarray:
+    """How far points of the moving grid end from themselves, there and back, for those that lie in the fixed field of view."""
+    stride = max(1, round((np.prod(inverse.grid.shape) / CHECKED_POINTS) ** (1 / 3)))
+    index = np.stack(np.meshgrid(*[np.arange(0, n, stride) for n in inverse.grid.shape], indexing="ij"), -1).reshape(-1, 3)
+    points = inverse.grid.index_to_world(index)
+    there = inverse.apply_to_points(points)
+    there, points = (array[_inside(field.grid, there)] for array in (there, points))
+    return np.linalg.norm(field.apply_to_points(there) - points, axis=1) if len(points) else np.zeros(0)
+
+
+def _inside(grid: Grid, points_mm: np.ndarray) -> np.ndarray:
+    index = grid.world_to_index(points_mm)
+    return ((index >= -0.5) & (index <= np.array(grid.shape) - 0.5)).all(axis=1)
+
+
+def _carry_image(path: Path, output: Path, way: Way, args: Namespace) -> str:
+    """Warp one image or label map and write it. Returns what was done, in words."""
+    image = _read(path, args)
+    seen = way.pull.warp(Image(np.ones((1, *image.grid.shape), dtype=np.uint8), image.grid))
+    outside = 100 * float(1 - seen.array.mean())
+    if outside == 100:
+        raise ValueError(f"{path}: no voxel of the {way.target} comes from it ({image.grid}); is it really the {way.source}?")
+    warped = way.pull.warp(image)
+    write_image(output, warped)
+    said = f"{way.source} -> {way.target}, "
+    if image.is_label:
+        there, here = label_ids(image.array), label_ids(warped.array)
+        lost = sorted(set(there) - set(here))
+        said += f"labels ({image.array.dtype}, nearest neighbour), {len(here)} of {len(there)} kept"
+        said += f", lost on the way: {', '.join(map(str, lost))}" if lost else ""
+        return said
+    fill = f", {outside:.1f} % lie outside it and got its minimum {image.array.min():g}" if outside else ""
+    return said + "intensities (linear)" + fill
+
+
+def _read(path: Path, args: Namespace) -> Image:
+    """A label map if --label says or its values look so, else intensities."""
+    if args.label:
+        return read_labels(path)
+    image = read_image(path)
+    if args.image or not _looks_like_labels(image.array):
+        return image
+    print(f"{path.name} holds few, whole numbers: taken for labels (--image: as intensities).")
+    return read_labels(path)
+
+
+def _looks_like_labels(array: np.ndarray) -> bool:
+    """Whether there are only a few different values, all of them whole numbers from 0."""
+    some = array[:, ::4, ::4, ::4]
+    if some.min() < 0 or not np.array_equal(some, np.rint(some)) or len(np.unique(some)) > MOST_LABELS:
+        return False
+    return array.min() == 0 and np.array_equal(array, np.rint(array)) and len(np.unique(array)) <= MOST_LABELS
+
+
+def _carry_points(path: Path, output: Path, field: DisplacementField, args: Namespace) -> str:
+    """Move one file of landmarks and write it. Returns what was done, in words."""
+    in_voxels = args.space == "voxel" and path.suffix.lower() == ".csv"
+    points = read_landmarks(path, args.space, read_grid(args.points_image) if in_voxels else None)
+    source, target = ("moving", "fixed") if args.inverse else ("fixed", "moving")
+    moved = field.inverse_points(points) if args.inverse else field.apply_to_points(points)
+    outside = int((~_inside(field.grid, moved if args.inverse else points)).sum())
+    if in_voxels:
+        write_landmarks(output, moved, "voxel" if args.r else "ras", read_grid(args.r) if args.r else None)
+    else:
+        write_landmarks(output, moved, args.space, None)
+    shift = np.linalg.norm(moved - points, axis=1)
+    said = f"{len(points)} landmarks of the {source} image -> {target} image, moved by {shift.mean():.1f} mm on average"
+    if in_voxels:
+        said += f", in voxels of {args.r}" if args.r else ", in RAS mm (-r IMAGE: in voxels of that image)"
+    if args.inverse:
+        error = np.linalg.norm(field.apply_to_points(moved) - points, axis=1)
+        said += f", there and back misses by at most {error.max():.3f} mm"
+    return said + (
+        f"; {outside} of them outside the fixed field of view, where the edge's displacement counts" if outside else ""
+    )

@@ -1,0 +1,110 @@
+"""Windows of stored cases for each step, read ahead by worker processes; which ones is a pure function of seed and step."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from batchgenerators.dataloading.data_loader import SlimDataLoaderBase
+from batchgenerators.dataloading.multi_threaded_augmenter import MultiThreadedAugmenter
+from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
+
+from nnssl_reg.imageio.case_store import open_case, read_crop, read_properties
+
+CASES_OPEN = 256  # opened cases and their foreground points that a process remembers
+
+
+@dataclass(frozen=True)
+class WindowRequest:
+    """What to read: the stored cases, the window around each crop, and how crops are placed. Sizes in voxels."""
+
+    folder: Path
+    names: tuple[str, ...]
+    crop_size: tuple[int, int, int]
+    window_size: tuple[int, int, int]
+    batch_size: int
+    foreground_share: float
+    seed: int
+
+    def case_of(self, sample: int) -> str:
+        """The case of a sample, counted from the run's first: all cases in turn, in a new order for every turn."""
+        turn, place = divmod(sample, len(self.names))
+        order = np.random.default_rng([self.seed, 1, turn]).permutation(len(self.names))
+        return self.names[order[place]]
+
+    def read(self, sample: int) -> np.ndarray:
+        """The window (1, X, Y, Z) float32 of a sample."""
+        opened, shape, foreground = _opened(self.folder, self.case_of(sample))
+        rng = np.random.default_rng([self.seed, 2, sample])
+        centre = crop_centre(shape, self.crop_size, foreground, self.foreground_share, rng)
+        start = np.round(centre - (np.array(self.window_size) - 1) / 2).astype(int)
+        return read_crop(opened, tuple(start), self.window_size)
+
+
+class WindowLoader(SlimDataLoaderBase):
+    """batchgenerators' loader: worker i of n makes the batches of steps start + i, start + i + n, ..."""
+
+    def __init__(self, request: WindowRequest, start_step: int, workers: int):
+        super().__init__(request, request.batch_size, number_of_threads_in_multithreaded=workers)
+        self.next_step = start_step
+
+    def set_thread_id(self, thread_id: int) -> None:
+        """Called once in each worker process."""
+        super().set_thread_id(thread_id)
+        self.next_step += thread_id
+        for number in (signal.SIGINT, signal.SIGTERM):  # the main process saves first, then ends its workers
+            signal.signal(number, signal.SIG_IGN)
+        threading.Thread(target=_leave_with_parent, args=(os.getppid(),), daemon=True).start()
+
+    def generate_train_batch(self) -> dict:
+        """{"step": int, "windows": (B, 1, X, Y, Z) float32}."""
+        step, self.next_step = self.next_step, self.next_step + self.number_of_threads_in_multithreaded
+        samples = range(step * self.batch_size, (step + 1) * self.batch_size)
+        return {"step": step, "windows": np.stack([self._data.read(sample) for sample in samples])}
+
+
+def open_loader(request: WindowRequest, start_step: int, workers: int) -> Iterator[dict]:
+    """Batches in the order of their steps, from start_step on, without end. workers: processes; 0 reads in this one."""
+    if workers == 0:
+        return SingleThreadedAugmenter(WindowLoader(request, start_step, 1), None)
+    return MultiThreadedAugmenter(WindowLoader(request, start_step, workers), None, workers, num_cached_per_queue=2)
+
+
+def close_loader(loader: Iterator[dict]) -> None:
+    """End the worker processes, if there are any."""
+    if isinstance(loader, MultiThreadedAugmenter):
+        loader._finish()  # its only way to stop; the destructor does the same, but at a time of its own
+
+
+def crop_centre(shape, crop_size, foreground: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
+    """Where a crop is centred, (3,) voxels: on a foreground point for `share` of the crops, else anywhere.
+
+    The crop stays inside the case along every axis that is long enough, otherwise it is in the middle.
+    """
+    last = np.array(shape, dtype=float) - 1
+    half = (np.array(crop_size, dtype=float) - 1) / 2
+    on_foreground, anywhere = rng.random() < share, rng.random(3)
+    low, high = np.minimum(half, last / 2), np.maximum(last - half, last / 2)
+    if on_foreground and len(foreground):
+        return np.clip(foreground[rng.integers(len(foreground))], low, high)
+    return low + anywhere * (high - low)
+
+
+@lru_cache(maxsize=CASES_OPEN)
+def _opened(folder: Path, name: str) -> tuple:
+    """An opened case, its shape and its foreground points (N, 3)."""
+    opened = open_case(folder, name)
+    points = np.array(read_properties(folder, name).foreground_points, dtype=float).reshape(-1, 3)
+    return opened, opened.shape[1:], points
+
+
+def _leave_with_parent(parent: int) -> None:
+    """End this worker when the process that started it is gone; after kill -9 nobody else would."""
+    while os.getppid() == parent:
+        time.sleep(2)
+    os._exit(1)

@@ -1,0 +1,172 @@
+"""Random intensity changes of a batch, each sample its own: parameters are drawn first, then applied on the device.
+
+Images are about -1..1 and stay about there. At strength 1 the changes are as strong as published for DINO-Reg style training.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from batchgeneratorsv2.transforms.intensity.gamma import GammaTransform
+
+REMAP_POINTS = 8  # knots of the random intensity curve
+BIAS_CELLS = 3  # cells per axis of the random bias field before interpolation
+GIN_LAYERS = 3
+GIN_CHANNELS = 2  # as published
+BLUR_RADIUS = 3  # voxels; holds the largest sigma, 1.2
+GAMMA = GammaTransform(gamma=1.0, p_invert_image=0.0, synchronize_channels=False, p_per_channel=1.0, p_retain_stats=1.0)
+
+
+@dataclass(frozen=True)
+class IntensityChange:
+    """What is done to each of B images, in this order. Neutral values leave an image as it is."""
+
+    remap: torch.Tensor  # (B, REMAP_POINTS): new intensity of the knots at -1..1
+    gin_weights: tuple[torch.Tensor, ...]  # one (B, out, in, 3, 3, 3) per layer
+    gin_share: torch.Tensor  # (B,): share of the convolved image in the blend
+    bias: torch.Tensor  # (B, 1, cells, cells, cells): log gain
+    gamma: torch.Tensor  # (B,)
+    inverted: torch.Tensor  # (B,) bool: gamma acts on the negative
+    contrast: torch.Tensor  # (B,): gain about the mean
+    shift: torch.Tensor  # (B,)
+    blur: torch.Tensor  # (B,): sigma in voxels
+    noise: torch.Tensor  # (B,): standard deviation
+
+
+def draw_change(batch_size: int, strength: float, generator: torch.Generator) -> IntensityChange:
+    """Parameters for B images. strength 0 changes nothing, 1 is the published strength. generator: on the CPU."""
+
+    def uniform(low: float, high: float, *shape: int) -> torch.Tensor:
+        return low + (high - low) * torch.rand(batch_size, *shape, generator=generator)
+
+    def sometimes(probability: float) -> torch.Tensor:
+        return (torch.rand(batch_size, generator=generator) < probability).float()
+
+    return IntensityChange(
+        remap=_draw_curve(batch_size, generator) * (sometimes(0.5) * min(strength, 1.0))[:, None]
+        + torch.linspace(-1, 1, REMAP_POINTS).expand(batch_size, -1),
+        gin_weights=_draw_convolutions(batch_size, generator),
+        gin_share=sometimes(0.5) * uniform(0, min(strength, 1.0)),
+        bias=torch.randn(batch_size, 1, *[BIAS_CELLS] * 3, generator=generator)
+        * (sometimes(0.5) * 0.3 * strength).view(-1, 1, 1, 1, 1),
+        gamma=torch.exp(sometimes(0.5) * uniform(-0.5, 0.5) * strength),
+        inverted=torch.rand(batch_size, generator=generator) < 0.5,
+        contrast=torch.exp(sometimes(0.5) * uniform(-0.4, 0.4) * strength),
+        shift=sometimes(0.5) * uniform(-0.3, 0.3) * strength,
+        blur=sometimes(0.3) * uniform(0.4, 1.2) * strength,
+        noise=sometimes(0.5) * uniform(0, 0.1) * strength,
+    )
+
+
+def apply_change(images: torch.Tensor, change: IntensityChange, generator: torch.Generator) -> torch.Tensor:
+    """Changed images (B, 1, X, Y, Z) float32. generator: on the images' device, for the noise."""
+    images = remap_intensities(images, change.remap)
+    images = random_convolutions(images, change.gin_weights, change.gin_share)
+    images = multiply_bias(images, change.bias)
+    images = raise_to_gamma(images, change.gamma, change.inverted)
+    images = images + _volume(change.shift, images) + (_volume(change.contrast, images) - 1) * (images - _mean(images))
+    images = blur(images, change.blur)
+    noise = torch.randn(images.shape, generator=generator, device=images.device, dtype=images.dtype)
+    return images + noise * _volume(change.noise, images)
+
+
+def remap_intensities(images: torch.Tensor, curve: torch.Tensor) -> torch.Tensor:
+    """Images through a piecewise linear curve each, knots (B, P) evenly over -1..1, the outer pieces going on beyond."""
+    curve = curve.to(images.device)
+    position = ((images.flatten(1) + 1) * ((curve.shape[1] - 1) / 2)).contiguous()  # (B, V)
+    left = position.floor().clamp(0, curve.shape[1] - 2)
+    index = left.long()
+    low, slope = curve.gather(1, index), curve.diff(dim=1).gather(1, index)
+    return (low + slope * (position - left).clamp(-1, 2)).view_as(images)
+
+
+def random_convolutions(images: torch.Tensor, weights: tuple[torch.Tensor, ...], share: torch.Tensor) -> torch.Tensor:
+    """GIN (Ouyang et al. 2022): shallow random convolutions of the image less its mean, blended with it, energy kept."""
+    chosen = torch.nonzero(share > 0).flatten()
+    if len(chosen) == 0:
+        return images
+    index = chosen.to(images.device)
+    mean = _mean(images[index])
+    inputs = images[index] - mean
+    x = inputs.transpose(0, 1)  # (1, n, X, Y, Z): samples as groups
+    for i, weight in enumerate(weights):
+        x = F.leaky_relu(x) if i > 0 else x
+        own = weight[chosen].flatten(0, 1).to(images.device, images.dtype)  # (n * out, in, 3, 3, 3)
+        x = F.conv3d(F.pad(x, [1] * 6, mode="replicate"), own, groups=len(chosen))
+    part = _volume(share[chosen], images)
+    mixed = part * x.transpose(0, 1) + (1 - part) * inputs
+    mixed = mixed * (_energy(inputs) / _energy(mixed).clamp(min=1e-5))
+    return images.index_copy(0, index, mixed + mean)
+
+
+def multiply_bias(images: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """A smooth gain about the darkest value -1, from log gains on a coarse lattice (B, 1, c, c, c)."""
+    if not bias.any():
+        return images
+    gain = F.interpolate(bias.to(images.device), size=images.shape[2:], mode="trilinear").exp()
+    return (images + 1) * gain - 1
+
+
+def raise_to_gamma(images: torch.Tensor, gamma: torch.Tensor, inverted: torch.Tensor) -> torch.Tensor:
+    """Gamma over each image's range, mean and deviation kept; batchgeneratorsv2's, with samples standing as channels."""
+    chosen = torch.nonzero(gamma != 1).flatten()
+    data = {"image": images[:, 0].clone()}
+    GAMMA.apply(data, apply_to_channel=chosen, retain_stats=torch.ones(len(chosen), dtype=torch.bool),
+                invert_image=inverted[chosen], gamma=gamma[chosen])  # fmt: skip
+    return data["image"][:, None]
+
+
+def blur(images: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+    """Gaussian smoothing with its own sigma (B,) in voxels for each image, edges replicated; sigma 0 leaves an image."""
+    chosen = torch.nonzero(sigma > 0).flatten()
+    if len(chosen) == 0:
+        return images
+    offsets = torch.arange(-BLUR_RADIUS, BLUR_RADIUS + 1)
+    taps = torch.exp(-0.5 * (offsets / sigma[chosen, None]) ** 2)
+    taps = (taps / taps.sum(dim=1, keepdim=True)).to(images.device, images.dtype)  # (n, taps)
+    index = chosen.to(images.device)
+    x = images[index].transpose(0, 1)  # (1, n, X, Y, Z): samples as groups
+    for axis in range(3):
+        pad = [0] * 6
+        pad[2 * (2 - axis)] = pad[2 * (2 - axis) + 1] = BLUR_RADIUS  # F.pad counts from the last axis
+        kernel = taps.view(-1, 1, *[taps.shape[1] if a == axis else 1 for a in range(3)])
+        x = F.conv3d(F.pad(x, pad, mode="replicate"), kernel, groups=len(chosen))
+    return images.index_copy(0, index, x.transpose(0, 1))
+
+
+def _draw_curve(batch_size: int, generator: torch.Generator) -> torch.Tensor:
+    """Offsets of the knots from the identity, (B, P): rising curves for half of the samples, falling or wavy for the others."""
+    steps = -torch.log(torch.rand(batch_size, REMAP_POINTS - 1, generator=generator).clamp(min=1e-3))
+    rising = F.pad(steps.cumsum(dim=1), (1, 0)) / steps.sum(dim=1, keepdim=True) * 2 - 1
+    wavy = 2 * torch.rand(batch_size, REMAP_POINTS, generator=generator) - 1
+    curve = torch.where(torch.rand(batch_size, 1, generator=generator) < 0.5, rising, wavy)
+    return curve - torch.linspace(-1, 1, REMAP_POINTS)
+
+
+def _draw_convolutions(batch_size: int, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
+    """Weights (B, out, in, 3, 3, 3) of each layer; half of the layers see one voxel only, as published."""
+    widths = [1] + [GIN_CHANNELS] * (GIN_LAYERS - 1) + [1]
+    layers = []
+    for fan_in, fan_out in zip(widths, widths[1:]):
+        weight = torch.randn(batch_size, fan_out, fan_in, 3, 3, 3, generator=generator)
+        pointwise = torch.rand(batch_size, 1, 1, 1, 1, 1, generator=generator) < 0.5
+        centre = torch.zeros(3, 3, 3)
+        centre[1, 1, 1] = 1
+        weight = torch.where(pointwise, weight * centre, weight / math.sqrt(27))
+        layers.append(weight / math.sqrt(fan_in))
+    return tuple(layers)
+
+
+def _volume(values: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+    """One number per sample (B,), shaped and placed to act on images (B, 1, X, Y, Z)."""
+    return values.to(images.device, images.dtype).view(-1, 1, 1, 1, 1)
+
+
+def _mean(images: torch.Tensor) -> torch.Tensor:
+    return images.mean(dim=(1, 2, 3, 4), keepdim=True)
+
+
+def _energy(images: torch.Tensor) -> torch.Tensor:
+    """Frobenius norm of each image, (B, 1, 1, 1, 1)."""
+    return torch.linalg.vector_norm(images, dim=(1, 2, 3, 4), keepdim=True)

@@ -1,0 +1,42 @@
+"""Block masks over the token grid that cover exactly the share asked for, and the choice of tokens that enter a loss."""
+
+import torch
+
+BLOCK_EDGES = (2, 3, 4)  # tokens: single tokens are guessed from their neighbours, larger blocks are not
+
+
+def block_mask(batch_size: int, grid_shape: tuple[int, int, int], ratio: float, generator: torch.Generator) -> torch.Tensor:
+    """Masks (B, X', Y', Z') bool with round(ratio * N) true tokens in each sample, in cubes of a random edge; on the CPU.
+
+    Cubes of a random lattice are filled in random order; only the last one is filled in part.
+    """
+    edge = BLOCK_EDGES[int(torch.randint(len(BLOCK_EDGES), (1,), generator=generator))]
+    offsets = torch.randint(edge, (batch_size, 3), generator=generator)
+    cells = [-(-n // edge) + 1 for n in grid_shape]
+    order = torch.rand(batch_size, *cells, generator=generator)
+    sample = torch.arange(batch_size).view(-1, 1, 1, 1)
+    index = [((torch.arange(n) + offsets[:, a : a + 1]) // edge).view(batch_size, *[-1 if a == b else 1 for b in range(3)])
+             for a, n in enumerate(grid_shape)]  # fmt: skip
+    rank = order[sample, index[0], index[1], index[2]].flatten(1)  # (B, N)
+    rank = rank + 1e-4 * torch.rand(rank.shape, generator=generator)  # which tokens of the last, partial cube
+    count = round(ratio * rank.shape[1])
+    mask = torch.zeros(rank.shape, dtype=torch.bool)
+    mask.scatter_(1, rank.argsort(dim=1)[:, :count], True)
+    return mask.view(batch_size, *grid_shape)
+
+
+def choose_tokens(candidates: torch.Tensor, limit: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """At most `limit` random candidates of each sample: flat indices (M,) into (B * N) and their weights (M,).
+
+    candidates: (B, N) bool; generator: on their device. The weighted sum over the tokens is a mean over each sample's tokens,
+    then over the samples that have any.
+    """
+    device = candidates.device
+    scores = torch.rand(candidates.shape, generator=generator, device=device).masked_fill(~candidates, 2.0)
+    order = scores.argsort(dim=1)[:, :limit]  # (B, limit)
+    kept = candidates.gather(1, order)
+    counts = kept.sum(dim=1, keepdim=True)
+    samples = (counts > 0).sum().clamp(min=1)
+    index = order + candidates.shape[1] * torch.arange(candidates.shape[0], device=device)[:, None]
+    weights = kept / (counts.clamp(min=1) * samples)
+    return index[kept], weights[kept]

@@ -1,0 +1,44 @@
+"""What a configuration must fulfil before training starts: all that is wrong with it, in one message."""
+
+from nnssl_reg.planning.plans import Configuration
+
+CENTERINGS = ("sinkhorn", "centre")
+
+
+def require_trainable(configuration: Configuration) -> None:
+    """Raises ValueError listing every value that cannot be trained with."""
+    network, plan = configuration.network, configuration.pretraining
+    problems = []
+
+    def require(claim: bool, name: str, expected: str) -> None:
+        if not claim:
+            section = network if name in vars(network) else plan
+            problems.append(f"{name} is {vars(section)[name]} but should be {expected}")
+
+    fits = all(n >= p and n % p == 0 for n, p in zip(plan.crop_size, network.patch_size))
+    require(fits, "crop_size", f"whole patches of {network.patch_size} along every axis")
+    head = network.embed_dim / max(1, network.num_heads)
+    require(network.num_heads > 0 and head % 6 == 0, "embed_dim", f"num_heads ({network.num_heads}) times a multiple of 6")
+    for name in (
+        "batch_size",
+        "steps",
+        "steps_per_epoch",
+        "warmup_steps",
+        "loss_tokens",
+        "head_hidden_dim",
+        "head_bottleneck_dim",
+    ):
+        require(vars(plan)[name] >= 1, name, "at least 1")
+    require(plan.prototypes >= 2, "prototypes", "at least 2")
+    require(plan.workers >= 0, "workers", "0 (read in the training process) or more")
+    require(plan.centering in CENTERINGS, "centering", " or ".join(CENTERINGS))
+    for name in ("mask_ratio", "zoom"):
+        low, high = vars(plan)[name]
+        require(0 < low <= high, name, "two increasing positive numbers")
+    require(plan.mask_ratio[1] < 1, "mask_ratio", "below 1")
+    for name in ("teacher_temperature", "final_teacher_temperature", "student_temperature", "learning_rate", "gradient_clip"):
+        require(vars(plan)[name] > 0, name, "positive")
+    for name in ("teacher_momentum", "final_teacher_momentum", "foreground_share", "layer_decay"):
+        require(0 <= vars(plan)[name] <= 1, name, "between 0 and 1")
+    if problems:
+        raise ValueError(f"This configuration cannot be trained: {'; '.join(problems)}. Change it in the plans or with --set.")

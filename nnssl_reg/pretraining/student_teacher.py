@@ -1,0 +1,134 @@
+"""Student and EMA teacher: what each says of its views, and the losses between them."""
+
+import copy
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from nnssl_reg.architectures.primus_encoder import Tokens, build_encoder
+from nnssl_reg.architectures.projection_head import ProjectionHead
+from nnssl_reg.planning.plans import NetworkPlan, PretrainingPlan
+from nnssl_reg.pretraining.losses import centred, cross_entropy, koleo, moved_centre, sinkhorn
+from nnssl_reg.pretraining.masking import choose_tokens
+from nnssl_reg.pretraining.schedules import StepSettings
+from nnssl_reg.pretraining.views import Views
+
+
+@dataclass(frozen=True)
+class ChosenTokens:
+    """The patch tokens in the losses: flat indices into (B * N), masked ones first; the weights of each part add up to 1."""
+
+    index: torch.Tensor  # (M + V,)
+    masked_weights: torch.Tensor  # (M,)
+    visible_weights: torch.Tensor  # (V,)
+
+
+@dataclass(frozen=True)
+class Targets:
+    """The teacher's probabilities: of the unmasked samples' class tokens (U, K) and of the chosen patch tokens (M + V, K)."""
+
+    class_tokens: torch.Tensor
+    patch_tokens: torch.Tensor
+    tokens: Tokens  # of its encoder, for the monitors
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """The student's cosines with the prototypes, as Targets, and its unmasked samples' class tokens (U, D)."""
+
+    class_tokens: torch.Tensor
+    patch_tokens: torch.Tensor
+    class_features: torch.Tensor
+
+
+class Network(nn.Module):
+    """An encoder with one head for class tokens and one for patch tokens."""
+
+    def __init__(self, network: NetworkPlan, plan: PretrainingPlan, generator: torch.Generator):
+        super().__init__()
+        self.encoder = build_encoder(**vars(network), generator=generator)
+        sizes = (network.embed_dim, plan.head_hidden_dim, plan.head_bottleneck_dim, plan.prototypes)
+        self.class_head = ProjectionHead(*sizes, generator=generator)
+        self.patch_head = ProjectionHead(*sizes, generator=generator)
+
+
+class StudentTeacher(nn.Module):
+    """The pair. The teacher starts as the student and follows it as a moving average; gradients reach the student only."""
+
+    def __init__(self, network: NetworkPlan, plan: PretrainingPlan, generator: torch.Generator):
+        super().__init__()
+        self.plan = plan
+        self.student = Network(network, plan, generator)
+        self.teacher = copy.deepcopy(self.student).requires_grad_(False).eval()
+        self.register_buffer("class_centre", torch.zeros(plan.prototypes))
+        self.register_buffer("patch_centre", torch.zeros(plan.prototypes))
+
+    def losses(
+        self, views: Views, settings: StepSettings, generator: torch.Generator
+    ) -> tuple[dict[str, torch.Tensor], Targets]:
+        """The loss terms by name, "total" their weighted sum, and the teacher's targets for the monitors."""
+        chosen = self.choose(views.mask, generator)
+        targets = self.teacher_targets(views, chosen, settings.teacher_temperature)
+        outputs = self.student_outputs(views, chosen)
+        return self.compare(targets, outputs, chosen), targets
+
+    def choose(self, mask: torch.Tensor, generator: torch.Generator) -> ChosenTokens:
+        """Masked tokens, and visible ones of all samples, at most plan.loss_tokens of each per sample."""
+        masked, masked_weights = choose_tokens(mask.flatten(1), self.plan.loss_tokens, generator)
+        visible, visible_weights = choose_tokens(~mask.flatten(1), self.plan.loss_tokens, generator)
+        return ChosenTokens(torch.cat((masked, visible)), masked_weights, visible_weights)
+
+    @torch.no_grad()
+    def teacher_targets(self, views: Views, chosen: ChosenTokens, temperature: float) -> Targets:
+        """The teacher sees whole images."""
+        tokens = self.teacher.encoder(views.teacher)
+        whole = ~views.mask.flatten(1).any(dim=1)  # (B,)
+        class_logits = self.teacher.class_head(tokens.class_token)  # (B, K)
+        patch_logits = self.teacher.patch_head(tokens.patch_tokens.flatten(0, 1)[chosen.index])  # (M + V, K)
+        if self.plan.centering == "sinkhorn":
+            patch_targets = sinkhorn(patch_logits, temperature)
+        else:
+            patch_targets = centred(patch_logits, self.patch_centre, temperature)
+            self.patch_centre.copy_(moved_centre(self.patch_centre, patch_logits))
+        # a batch has too few class tokens to share K prototypes among, as Sinkhorn-Knopp would
+        class_targets = centred(class_logits[whole], self.class_centre, temperature)
+        self.class_centre.copy_(moved_centre(self.class_centre, class_logits))
+        return Targets(class_targets, patch_targets, tokens)
+
+    def student_outputs(self, views: Views, chosen: ChosenTokens) -> Outputs:
+        """The student sees some images masked; of those the class token is not judged."""
+        tokens = self.student.encoder(views.student, views.mask)
+        whole = ~views.mask.flatten(1).any(dim=1)
+        features = tokens.class_token[whole]  # (U, D)
+        patches = tokens.patch_tokens.flatten(0, 1)[chosen.index]  # (M + V, D)
+        return Outputs(self.student.class_head(features), self.student.patch_head(patches), features)
+
+    def compare(self, targets: Targets, outputs: Outputs, chosen: ChosenTokens) -> dict[str, torch.Tensor]:
+        """The loss terms by name and their weighted sum, "total"."""
+        plan, masked = self.plan, len(chosen.masked_weights)
+        whole = len(outputs.class_tokens)
+        equal = torch.full((whole,), 1 / max(whole, 1), device=chosen.index.device)
+        terms = {
+            "class_loss": cross_entropy(targets.class_tokens, outputs.class_tokens, plan.student_temperature, equal),
+            "masked_loss": cross_entropy(targets.patch_tokens[:masked], outputs.patch_tokens[:masked],
+                                    plan.student_temperature, chosen.masked_weights),
+            "visible_loss": cross_entropy(targets.patch_tokens[masked:], outputs.patch_tokens[masked:],
+                                     plan.student_temperature, chosen.visible_weights),
+            "koleo": koleo(outputs.class_features),
+        }  # fmt: skip
+        weights = {"class_loss": plan.class_weight, "masked_loss": plan.patch_weight, "visible_loss": plan.visible_weight,
+                   "koleo": plan.koleo_weight}  # fmt: skip
+        return {**terms, "total": sum(weights[name] * term for name, term in terms.items())}
+
+    @torch.no_grad()
+    def update_teacher(self, momentum: float) -> None:
+        """teacher = momentum * teacher + (1 - momentum) * student."""
+        teacher, student = list(self.teacher.parameters()), list(self.student.parameters())
+        torch._foreach_lerp_(teacher, student, 1 - momentum)
+
+    @property
+    def log_prototypes(self) -> float:
+        """ln K: the loss of a student that knows nothing."""
+        return math.log(self.plan.prototypes)

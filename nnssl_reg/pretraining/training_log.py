@@ -1,0 +1,83 @@
+"""The log of a run: lines for people in training_log_<date>.txt, one row of numbers per interval in training_log.jsonl."""
+
+import json
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from nnssl_reg.planning.plans import PretrainingPlan
+from nnssl_reg.pretraining import monitors
+from nnssl_reg.pretraining.schedules import settings_at
+from nnssl_reg.pretraining.student_teacher import Targets
+
+TOKENS_WATCHED = 1024  # for the effective rank, whose cost grows with them
+
+
+class TrainingLog:
+    """Writes both files of a run's folder. echo: also gets every line, e.g. to print it."""
+
+    def __init__(self, folder: Path, echo: Callable[[str], None]):
+        self.folder, self.echo = folder, echo
+        self.text = folder / f"training_log_{time.strftime('%Y_%m_%d_%H_%M_%S')}.txt"
+        self.table = folder / "training_log.jsonl"
+        self.rows = _rows(self.table)
+
+    def line(self, text: str) -> None:
+        """One line for people."""
+        with self.text.open("a", encoding="utf-8") as file:
+            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}\n")
+        self.echo(text)
+
+    def row(self, values: dict[str, float]) -> None:
+        """One row of numbers; "step" counts the steps done."""
+        self.rows.append(values)
+        with self.table.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(values) + "\n")
+
+    def forget_after(self, step: int) -> None:
+        """Drop the rows of steps that a resumed run will do again."""
+        self.rows = [row for row in self.rows if row["step"] <= step]
+        self.table.write_text("".join(json.dumps(row) + "\n" for row in self.rows), encoding="utf-8")
+
+
+def row_of(step: int, means: dict[str, float], targets: Targets, plan: PretrainingPlan) -> dict[str, float]:
+    """A row after `step` steps: the means since the last row, the last step's settings, and whether the features are alive."""
+    settings = settings_at(step - 1, plan)
+    patches = targets.tokens.patch_tokens.float()  # (B, N, D)
+    every = max(1, patches.shape[0] * patches.shape[1] // TOKENS_WATCHED)
+    return {
+        "step": step,
+        **means,
+        "log_prototypes": math.log(plan.prototypes),
+        **vars(settings),
+        "teacher_entropy": monitors.entropy(targets.patch_tokens),
+        "prototypes_used": math.exp(monitors.entropy(targets.patch_tokens.mean(dim=0, keepdim=True))),
+        "effective_rank": monitors.effective_rank(patches.flatten(0, 1)[::every].cpu()),
+        "spread_within": monitors.spread_within(patches),
+        "spread_between": monitors.spread_between(targets.tokens.class_token),
+        "samples_per_second": plan.batch_size / means["seconds_per_step"],
+    }
+
+
+def describe(row: dict[str, float], plan: PretrainingPlan) -> str:
+    """A row as a line for people."""
+    waiting = row["seconds_waiting"] / row["seconds_per_step"]
+    return (
+        f"step {row['step']} of {plan.steps}: loss class {row['class_loss']:.3f}, masked {row['masked_loss']:.3f}, visible "
+        f"{row['visible_loss']:.3f} (ln K {row['log_prototypes']:.3f}); effective rank {row['effective_rank']:.1f}; spread "
+        f"{row['spread_within']:.2f} within, {row['spread_between']:.2f} between images; teacher entropy "
+        f"{row['teacher_entropy']:.2f}; gradient {row['gradient_norm']:.2f}; rate {row['learning_rate']:.2g}; "
+        f"{row['samples_per_second']:.2f} crops/s, {waiting:.0%} of the time waiting for data"
+    )
+
+
+def _rows(path: Path) -> list[dict[str, float]]:
+    """The rows of an earlier part of the run; a last line cut off by a kill is dropped."""
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows

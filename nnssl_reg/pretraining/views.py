@@ -1,0 +1,82 @@
+"""Two views of each crop that share their geometry, token for token, and differ in intensities, and the student's masks."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from nnssl_reg.geometry.sampling import resample_batch
+from nnssl_reg.planning.plans import PretrainingPlan
+from nnssl_reg.pretraining.intensity import apply_change, draw_change
+from nnssl_reg.pretraining.masking import block_mask
+
+
+@dataclass(frozen=True)
+class Views:
+    """teacher, student: (B, 1, X, Y, Z), the same places in other intensities; mask: (B, X', Y', Z') bool over tokens.
+
+    The first samples are masked, the others are not: iBOT's loss needs masks, the class loss needs whole images.
+    """
+
+    teacher: torch.Tensor
+    student: torch.Tensor
+    mask: torch.Tensor
+
+
+def make_views(windows: torch.Tensor, plan: PretrainingPlan, patch_size: tuple[int, int, int],
+               spacing_mm: tuple[float, float, float], cpu: torch.Generator, device: torch.Generator) -> Views:  # fmt: skip
+    """Views of windows (B, 1, X, Y, Z) float32, which are larger than the crop as `window_size` says.
+
+    cpu: draws the parameters; device: the generator on the windows' device, draws the noise.
+    """
+    count = windows.shape[0]
+    matrices = draw_geometry(count, windows.shape[2:], plan, spacing_mm, cpu)
+    crops = resample_batch(windows, matrices, plan.crop_size)
+    change = draw_change(2 * count, plan.intensity_strength, cpu)
+    both = apply_change(torch.cat((crops, crops)), change, device)
+    return Views(both[:count], both[count:], draw_masks(count, plan, patch_size, cpu).to(windows.device))
+
+
+def draw_masks(count: int, plan: PretrainingPlan, patch_size: tuple[int, int, int], generator: torch.Generator) -> torch.Tensor:
+    """Masks (B, X', Y', Z'): the larger half of the samples has one random share of its tokens masked, the others none."""
+    grid_shape = tuple(n // p for n, p in zip(plan.crop_size, patch_size))
+    low, high = plan.mask_ratio
+    ratio = low + (high - low) * float(torch.rand(1, generator=generator))
+    masked = count - count // 2
+    mask = torch.zeros(count, *grid_shape, dtype=torch.bool)
+    mask[:masked] = block_mask(masked, grid_shape, ratio, generator)
+    return mask
+
+
+def draw_geometry(count: int, window_size, plan: PretrainingPlan, spacing_mm, generator: torch.Generator) -> torch.Tensor:
+    """Random zoom, rotation and flips about the middle: (B, 3, 4), voxel index in the crop -> voxel index in the window."""
+    low, high = np.log(plan.zoom)
+    zoom = torch.exp(low + (high - low) * torch.rand(count, 1, 1, generator=generator, dtype=torch.float64))
+    angles = torch.deg2rad(plan.rotation_degrees * (2 * torch.rand(count, 3, generator=generator, dtype=torch.float64) - 1))
+    flips = 1.0 - 2.0 * torch.randint(2, (count, 1, 3), generator=generator)
+    spacing = torch.tensor(spacing_mm, dtype=torch.float64)
+    linear = zoom * rotations(angles) * (spacing[None, :] / spacing[:, None]) * flips  # a rotation of mm, in voxels
+    middle_in = (torch.tensor(window_size, dtype=torch.float64) - 1)[:, None] / 2
+    middle_out = (torch.tensor(plan.crop_size, dtype=torch.float64) - 1)[:, None] / 2
+    return torch.cat((linear, middle_in - linear @ middle_out), dim=2)
+
+
+def rotations(angles: torch.Tensor) -> torch.Tensor:
+    """Rotation matrices (B, 3, 3) about the three axes in turn, angles (B, 3) in radians."""
+    out = torch.eye(3, dtype=angles.dtype).expand(len(angles), 3, 3)
+    for axis, (i, j) in enumerate(((1, 2), (2, 0), (0, 1))):
+        one = torch.eye(3, dtype=angles.dtype).repeat(len(angles), 1, 1)
+        one[:, i, i] = one[:, j, j] = torch.cos(angles[:, axis])
+        one[:, j, i] = torch.sin(angles[:, axis])
+        one[:, i, j] = -torch.sin(angles[:, axis])
+        out = one @ out
+    return out
+
+
+def window_size(plan: PretrainingPlan, spacing_mm: tuple[float, float, float]) -> tuple[int, int, int]:
+    """Voxels to read so that the most rotated and zoomed-out crop is inside."""
+    signs = torch.cartesian_prod(*[torch.linspace(-1, 1, 5, dtype=torch.float64)] * 3)
+    spacing = torch.tensor(spacing_mm, dtype=torch.float64)
+    linear = rotations(torch.deg2rad(plan.rotation_degrees * signs)) * (spacing[None, :] / spacing[:, None])
+    half = plan.zoom[1] * linear.abs() @ ((torch.tensor(plan.crop_size, dtype=torch.float64) - 1) / 2)  # (125, 3)
+    return tuple(int(n) for n in (torch.ceil(half.max(dim=0).values * 2) + 1).tolist())

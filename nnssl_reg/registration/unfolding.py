@@ -1,0 +1,45 @@
+"""Remove folds from a displacement field: smooth it where, and only where, it turns space inside out."""
+
+from itertools import product
+
+import torch
+
+LEAST_JACOBIAN = 0.05  # of volume a cell must keep; a little above 0, because the field is interpolated afterwards
+ITERATIONS = 50
+
+
+def unfolded(field: torch.Tensor, kernels) -> torch.Tensor:
+    """A field (X, Y, Z, 3) in cells with its folds smoothed away; unchanged, to the bit, where nothing folds.
+
+    Cells around a fold are diffused until every corner of the linearly interpolated field keeps LEAST_JACOBIAN of its volume,
+    or ITERATIONS are over.
+    """
+    for _ in range(ITERATIONS):
+        folds = folded_cells(field)
+        if not folds.any():
+            break
+        share = kernels.smooth(folds.float()[..., None].contiguous(), 2).mul_(4).clamp_(max=1)
+        field = torch.lerp(field, kernels.smooth(field.contiguous(), 1), share)
+    return field
+
+
+def folded_cells(field: torch.Tensor, least: float = LEAST_JACOBIAN) -> torch.Tensor:
+    """Cells (X, Y, Z) bool at one of whose eight corners the interpolated map x + field(x) keeps less than `least` volume."""
+    steps = [[_step(field, axis, forward) for forward in (True, False)] for axis in range(3)]
+    folded = torch.zeros(field.shape[:3], dtype=torch.bool, device=field.device)
+    for corner in product((0, 1), repeat=3):
+        columns = [steps[axis][side].clone() for axis, side in enumerate(corner)]
+        for axis, column in enumerate(columns):
+            column[..., axis] += 1
+        volume = (torch.linalg.cross(columns[0], columns[1]) * columns[2]).sum(-1)
+        folded |= volume < least
+    return folded
+
+
+def _step(field: torch.Tensor, axis: int, forward: bool) -> torch.Tensor:
+    """Difference to the next (or from the last) cell along an axis; at the edge, that of the other side."""
+    if field.shape[axis] == 1:
+        return torch.zeros_like(field)
+    step = torch.diff(field, dim=axis)
+    edge = step.narrow(axis, step.shape[axis] - 1 if forward else 0, 1)
+    return torch.cat([step, edge] if forward else [edge, step], dim=axis)

@@ -1,0 +1,174 @@
+"""nnssl_apply_transform: images, labels and landmarks go the right way, and bad requests are answered before any work."""
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+
+from nnssl_reg.commands.entry import main
+from nnssl_reg.evaluation.phantoms import rotation
+from nnssl_reg.geometry.affine import AffineTransform
+from nnssl_reg.geometry.displacement import DisplacementField
+from nnssl_reg.geometry.grid import Grid
+from nnssl_reg.geometry.image import Image
+from nnssl_reg.imageio.images import read_grid, read_image, read_labels, write_image
+from nnssl_reg.imageio.landmarks import read_landmarks, write_landmarks
+from nnssl_reg.imageio.transforms import write_composite, write_field
+
+FIXED = Grid((20, 18, 16), np.block([[rotation((0.1, -0.05, 0.2)) * (-2.0, 2.0, 3.0), np.array([[30], [-20], [5]])],
+                                     [np.zeros((1, 3)), 1]]))  # fmt: skip
+MOVING = Grid((22, 20, 24), np.array([[0, 0, 2.0, -25], [2.2, 0, 0, -15], [0, 2.5, 0, 30], [0, 0, 0, 1]]))
+TURN = np.array([[0.98, -0.17, 0], [0.17, 0.98, 0], [0, 0, 1.05]])
+INITIAL = AffineTransform(np.block([[TURN, (MOVING.center_mm - TURN @ FIXED.center_mm)[:, None]], [np.zeros((1, 3)), 1]]))
+
+
+def deformation() -> DisplacementField:
+    x, y, z = FIXED.points_mm()
+    return DisplacementField(torch.stack([2 * torch.sin(y / 9), 1.5 * torch.cos(z / 11), 2 * torch.sin(x / 8)]), FIXED)
+
+
+def ramp(points_mm) -> np.ndarray:
+    """A smooth image of world points (..., 3)."""
+    x, y, z = np.moveaxis(np.asarray(points_mm), -1, 0)
+    return (300 * np.sin(x / 25) + 4 * y - 3 * z).astype(np.float32)
+
+
+def world(grid: Grid) -> np.ndarray:
+    return np.moveaxis(grid.points_mm().numpy(), 0, -1)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """transform.h5, field.nii.gz and a moving image and label map."""
+    total = INITIAL.after(deformation())
+    write_composite(tmp_path / "transform.h5", INITIAL, deformation())
+    write_field(tmp_path / "field.nii.gz", total)
+    write_image(tmp_path / "moving.nii.gz", Image(ramp(world(MOVING))[None], MOVING))
+    labels = np.zeros((1, *MOVING.shape), dtype=np.uint16)
+    labels[:, 6:12, 5:12, 6:14], labels[:, 12:16, 5:12, 6:14] = 4, 1000
+    labels[0, 0, 0, 0] = 7
+    write_image(tmp_path / "moving_label.nii.gz", Image(labels, MOVING))
+    return tmp_path
+
+
+def apply(folder, *flags) -> int:
+    return main(["-o", str(folder / "out"), *map(str, flags)], name="nnssl_apply_transform")
+
+
+@pytest.mark.parametrize("transform", ["transform.h5", "field.nii.gz"])
+def test_an_image_is_warped_as_by_simpleitk(folder, transform):
+    assert apply(folder, "-t", folder / "transform.h5", "-i", folder / "moving.nii.gz") == 0
+    ours = sitk.ReadImage(str(folder / "out" / "moving_warped.nii.gz"))
+    moving, truth = sitk.ReadImage(str(folder / "moving.nii.gz")), sitk.ReadTransform(str(folder / "transform.h5"))
+    theirs = sitk.Resample(moving, ours, truth, sitk.sitkLinear, float(sitk.GetArrayViewFromImage(moving).min()))
+    a, b = sitk.GetArrayViewFromImage(ours), sitk.GetArrayViewFromImage(theirs)
+    differs = np.abs(a - b) > 1e-3 * (b.max() - b.min())
+    assert differs.mean() < 0.02  # at the edge SimpleITK fills half a voxel more
+    assert read_grid(folder / "out" / "moving_warped.nii.gz").matches(FIXED)
+
+
+def test_labels_keep_type_and_ids_and_the_lost_one_is_named(folder, capsys):
+    assert apply(folder, "-t", folder / "transform.h5", "-i", folder / "moving_label.nii.gz") == 0
+    warped = read_labels(folder / "out" / "moving_label_warped.nii.gz")
+    assert warped.array.dtype == np.uint16 and set(np.unique(warped.array)) == {0, 4, 1000}
+    out = capsys.readouterr().out
+    assert "lost on the way: 7" in out and "taken for labels" in out and "moving image -> fixed grid" in out
+
+
+def test_whole_numbers_can_be_forced_to_be_intensities(folder):
+    assert apply(folder, "-t", folder / "transform.h5", "-i", folder / "moving_label.nii.gz", "--image") == 0
+    assert len(np.unique(read_image(folder / "out" / "moving_label_warped.nii.gz").array)) > 10
+
+
+def test_outside_the_moving_image_lies_its_minimum_and_the_share_is_said(folder, capsys):
+    write_image(folder / "small.nii.gz", Image(ramp(world(MOVING))[None] - 5000, MOVING).cropped([[4, 18], [4, 16], [4, 20]]))
+    assert apply(folder, "-t", folder / "field.nii.gz", "-i", folder / "small.nii.gz") == 0
+    low = read_image(folder / "small.nii.gz").array.min()
+    assert read_image(folder / "out" / "small_warped.nii.gz").array.min() == low
+    assert f"lie outside it and got its minimum {low:g}" in capsys.readouterr().out
+
+
+def test_another_reference_grid_gives_the_same_image_there(folder):
+    finer = FIXED.cropped([[4, 14], [4, 14], [4, 14]]).with_spacing((1.0, 1.0, 1.5))
+    write_image(
+        folder / "finer.nii.gz", Image(np.arange(np.prod(finer.shape), dtype=np.float32).reshape(1, *finer.shape), finer)
+    )
+    assert apply(folder, "-t", folder / "field.nii.gz", "-i", folder / "moving.nii.gz", "-r", folder / "finer.nii.gz") == 0
+    warped = read_image(folder / "out" / "moving_warped.nii.gz")
+    truth = ramp(INITIAL.after(deformation()).apply_to_points(world(finer).reshape(-1, 3))).reshape(finer.shape)
+    assert warped.grid.matches(finer)
+    assert np.abs(warped.array[0] - truth).max() < 0.01 * np.ptp(truth)
+
+
+def test_landmarks_of_the_fixed_image_go_to_the_moving_image_and_back(folder, capsys):
+    points = FIXED.index_to_world(np.random.default_rng(0).uniform(4, 12, (9, 3)))
+    write_landmarks(folder / "points.mrk.json", points)
+    assert apply(folder, "-t", folder / "transform.h5", "-i", folder / "points.mrk.json") == 0
+    moved = read_landmarks(folder / "out" / "points_in_moving.mrk.json")
+    np.testing.assert_allclose(moved, INITIAL.apply(points + (deformation().apply_to_points(points) - points)), atol=0.05)
+    assert "9 landmarks of the fixed image -> moving image" in capsys.readouterr().out
+    back = folder / "out" / "points_in_moving.mrk.json"
+    assert apply(folder, "-t", folder / "transform.h5", "-i", back, "--inverse") == 0
+    np.testing.assert_allclose(read_landmarks(folder / "out" / "points_in_moving_in_fixed.mrk.json"), points, atol=1e-3)
+
+
+def test_csv_landmarks_in_lps_and_in_voxels_are_the_same_points(folder):
+    voxels = np.random.default_rng(1).uniform(4, 12, (5, 3))
+    write_landmarks(folder / "lps.csv", FIXED.index_to_world(voxels), "lps")
+    np.savetxt(folder / "voxels.csv", voxels, delimiter=",", fmt="%.8f")
+    write_image(folder / "fixed.nii.gz", Image(ramp(world(FIXED))[None], FIXED))
+    assert apply(folder, "-t", folder / "field.nii.gz", "-i", folder / "lps.csv", "-space", "lps") == 0
+    assert apply(folder, "-t", folder / "field.nii.gz", "-i", folder / "voxels.csv", "-space", "voxel",
+                 "-points_image", folder / "fixed.nii.gz", "-r", folder / "moving.nii.gz") == 0  # fmt: skip
+    a = read_landmarks(folder / "out" / "lps_in_moving.csv", "lps")
+    b = read_landmarks(folder / "out" / "voxels_in_moving.csv", "voxel", MOVING)
+    np.testing.assert_allclose(a, b, atol=1e-4)
+
+
+def test_the_inverse_brings_a_fixed_image_to_the_moving_grid_and_tells_its_error(folder, capsys):
+    write_image(folder / "fixed.nii.gz", Image(ramp(world(FIXED))[None], FIXED))
+    reference = folder / "moving.nii.gz"
+    assert apply(folder, "-t", folder / "transform.h5", "-i", folder / "fixed.nii.gz", "--inverse", "-r", reference) == 0
+    assert "there and back misses by 0.0" in capsys.readouterr().out
+    carried = read_image(folder / "out" / "fixed_in_moving.nii.gz")
+    field = INITIAL.after(deformation())
+    index = FIXED.index_to_world(np.random.default_rng(2).uniform(4, 11, (50, 3)))
+    nearest = np.rint(MOVING.world_to_index(field.apply_to_points(index))).astype(int)  # voxel centres of the moving grid
+    truth = ramp(field.inverse_points(MOVING.index_to_world(nearest)))
+    inside = ((nearest >= 1) & (nearest < np.array(MOVING.shape) - 1)).all(axis=1)
+    assert inside.sum() > 20
+    np.testing.assert_allclose(carried.array[0][tuple(nearest[inside].T)], truth[inside], atol=6)
+
+
+@pytest.mark.parametrize(("flags", "message"), [
+    (["-i", "points.csv"], "give -space ras"),
+    (["-i", "points.csv", "-space", "voxel"], "-points_image IMAGE"),
+    (["-i", "moving.nii.gz", "--inverse"], "give the moving image with -r"),
+    (["-i", "picture.png"], "the ending is none of"),
+    (["-i", "missing.nii.gz"], "does not exist"),
+    (["-i", "moving.nii.gz", "sub/moving.nii.gz"], "would be written 2 times"),
+])  # fmt: skip
+def test_an_impossible_request_is_refused_before_any_work(folder, capsys, monkeypatch, flags, message):
+    monkeypatch.chdir(folder)
+    (folder / "points.csv").write_text("1,2,3\n")
+    (folder / "picture.png").write_text("")
+    (folder / "sub").mkdir()
+    (folder / "sub" / "moving.nii.gz").write_bytes((folder / "moving.nii.gz").read_bytes())
+    assert apply(folder, "-t", "no_such_transform.h5", *flags) == 1
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1 and not (folder / "out").exists()
+
+
+def test_a_bad_file_among_several_fails_alone(folder, capsys):
+    (folder / "broken.nii.gz").write_bytes((folder / "moving.nii.gz").read_bytes()[:500])
+    files = [folder / "broken.nii.gz", folder / "moving.nii.gz"]
+    assert apply(folder, "-t", folder / "field.nii.gz", "-i", *files) == 1
+    assert "broken.nii.gz" in capsys.readouterr().out
+    assert [p.name for p in (folder / "out").iterdir()] == ["moving_warped.nii.gz"]
+
+
+def test_an_image_from_elsewhere_is_refused(folder, capsys):
+    far = Grid(MOVING.shape, AffineTransform.translation((900, 0, 0)).matrix @ MOVING.affine)
+    write_image(folder / "far.nii.gz", Image(ramp(world(MOVING))[None], far))
+    assert apply(folder, "-t", folder / "field.nii.gz", "-i", folder / "far.nii.gz") == 1
+    assert "is it really the moving image?" in capsys.readouterr().out

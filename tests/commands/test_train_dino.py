@@ -1,0 +1,198 @@
+"""nnssl_train_dino from the command line: folders, refusals, stopping, going on."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from nnssl_reg.commands import train_dino
+from nnssl_reg.commands.entry import main
+from nnssl_reg.commands.preprocess import image_plan_fingerprint
+from nnssl_reg.geometry.grid import Grid
+from nnssl_reg.imageio.case_store import CaseProperties, GridRecord, write_case
+from nnssl_reg.imageio.json_files import write_json
+from nnssl_reg.planning.plans import (
+    ChannelPlan,
+    Configuration,
+    FeaturesPlan,
+    ImagePlan,
+    NetworkPlan,
+    Plans,
+    PretrainingPlan,
+    RegistrationPlan,
+)
+from nnssl_reg.pretraining.checkpoint import checkpoint_path, load_encoder, read_info
+
+DATASET = "Dataset999_Waves"
+CONFIGURATION = Configuration(
+    ImagePlan((1.0, 1.0, 1.0), (12, 12, 16), 0.0, {"0": ChannelPlan("MR", "mr", None, None, None)}),
+    NetworkPlan(embed_dim=24, depth=1, num_heads=2, patch_size=(4, 4, 4), register_tokens=1, drop_path_rate=0.0),
+    PretrainingPlan(
+        crop_size=(8, 8, 8), batch_size=2, steps=4, steps_per_epoch=2, prototypes=16, head_hidden_dim=8,
+        head_bottleneck_dim=8, learning_rate=1e-3, final_learning_rate=1e-5, warmup_steps=2, layer_decay=0.9,
+        weight_decay=0.04, final_weight_decay=0.2, gradient_clip=3.0, teacher_momentum=0.9, final_teacher_momentum=0.99,
+        student_temperature=0.1, teacher_temperature=0.04, final_teacher_temperature=0.07, teacher_temperature_steps=2,
+        centering="sinkhorn", mask_ratio=(0.4, 0.6), loss_tokens=6, class_weight=1.0, patch_weight=1.0,
+        visible_weight=1.0, koleo_weight=0.1, zoom=(0.9, 1.1), rotation_degrees=10.0, intensity_strength=1.0,
+        foreground_share=0.5, workers=0,
+    ),
+    FeaturesPlan((16, 16, 16), 0.25, (1, 1, 1), 12, (1.0, 1.0, 1.0), 1, 2, (2, 2, 2)),
+    RegistrationPlan(4.0, 8.0, 1, 10, 0.2, 1.0, 1, "identity"),
+)  # fmt: skip
+
+
+@pytest.fixture
+def folders(tmp_path: Path, monkeypatch) -> Path:
+    """preprocessed (with plans and nine cases) and results, named by the environment; returns their parent."""
+    preprocessed = tmp_path / "preprocessed" / DATASET
+    write_json(preprocessed / "nnsslPlans.json", Plans(DATASET, "nnsslPlans", {"3d_fullres": CONFIGURATION}))
+    cases = preprocessed / "nnsslPlans_3d_fullres"
+    cases.mkdir()
+    rng, grid = np.random.default_rng(0), Grid((12, 12, 16), np.eye(4))
+    record, plans = GridRecord.of(grid), image_plan_fingerprint(CONFIGURATION, "0")
+    for i in range(9):
+        array = rng.uniform(-1, 1, (1, *grid.shape)).astype(np.float32)
+        box = [[0, n] for n in grid.shape]
+        properties = CaseProperties(
+            f"Case_{i:04d}_0000", "0", "MR", "x.nii.gz", "raw", plans, record, box, record, {}, [[5, 5, 5]]
+        )
+        write_case(cases, array, properties, (8, 8, 8))
+    monkeypatch.setenv("nnssl_preprocessed", str(tmp_path / "preprocessed"))
+    monkeypatch.setenv("nnssl_results", str(tmp_path / "results"))
+    return tmp_path
+
+
+def train(*args: str) -> int:
+    return main([*args, "--no_pbar", "-device", "cpu"], "nnssl_train_dino")
+
+
+def output(folders: Path) -> Path:
+    return folders / "results" / DATASET / "DINO__nnsslPlans__3d_fullres"
+
+
+def test_a_run_leaves_a_folder_that_suffices_to_use_it(folders, capsys):
+    assert train("999") == 0
+    names = {path.name.split("_2")[0] for path in output(folders).iterdir()}
+    assert {"nnsslPlans.json", "configuration.json", "checkpoint_final.safetensors", "checkpoint_final.json", "progress.png",
+            "pca_latest.png", "training_log.jsonl", "training_log"} <= names  # fmt: skip
+    configuration, encoder = load_encoder(output(folders), "cpu")
+    assert configuration == CONFIGURATION and encoder.patch_size == (4, 4, 4)
+    said = capsys.readouterr()
+    assert "Finished after 4 steps" in said.out and "8 cases" in said.err + said.out  # one of nine is held out
+
+
+def test_data_set_and_configuration_are_given_by_position_or_by_flag(folders, capsys):
+    assert train("-d", DATASET, "-c", "3d_fullres", "--set", "pretraining.steps=2") == 0
+    assert train("999", "-d", "998") == 1
+    assert "999 and 998" in capsys.readouterr().err
+    assert train() == 1
+    assert "Which data set?" in capsys.readouterr().err
+    assert train("999", "3d_lowres") == 1
+    assert "3d_fullres" in capsys.readouterr().err
+
+
+def test_a_second_run_in_the_same_folder_is_refused_with_the_way_out(folders, capsys):
+    assert train("999") == 0
+    assert train("999") == 1
+    assert "4 steps" in (error := capsys.readouterr().err) and "--continue" in error
+
+
+def test_a_finished_run_goes_on_with_more_steps_and_keeps_its_seed_and_changes(folders):
+    assert train("999", "--seed", "5", "--set", "pretraining.learning_rate=0.002") == 0
+    assert train("999", "--continue", "--set", "pretraining.steps=6") == 0
+    info = read_info(checkpoint_path(output(folders), "final"))
+    assert (info.step, info.seed, info.pretraining.learning_rate) == (6, 5, 0.002)
+    assert load_encoder(output(folders), "cpu")[0].pretraining.steps == 6
+    assert train("999", "--c") == 0  # nothing is left to do, and that is no error
+    assert read_info(checkpoint_path(output(folders), "final")).step == 6
+
+
+def test_continuing_without_an_earlier_run_begins_one(folders):
+    assert train("999", "--continue") == 0
+    assert read_info(checkpoint_path(output(folders), "final")).step == 4
+
+
+def test_schedules_follow_a_changed_number_of_steps_unless_set_themselves(folders):
+    changed = train_dino.configured(CONFIGURATION, ["pretraining.steps=40"], None).pretraining
+    assert (changed.steps, changed.warmup_steps, changed.teacher_temperature_steps) == (40, 20, 20)
+    changed = train_dino.configured(CONFIGURATION, ["pretraining.steps=40", "pretraining.warmup_steps=3"], None).pretraining
+    assert (changed.steps, changed.warmup_steps, changed.teacher_temperature_steps) == (40, 3, 20)
+
+
+def test_a_dry_run_says_memory_time_and_disk_and_writes_nothing(folders, capsys):
+    assert train("999", "--dry_run") == 0
+    said = capsys.readouterr().out
+    assert all(word in said for word in ("memory", "time", "disk", "measured", "Nothing was written."))
+    assert not output(folders).exists()
+
+
+def test_steps_can_be_fitted_to_the_minutes_there_are(folders, capsys):
+    assert train("999", "-fit_minutes", "0.02") == 0
+    plan = load_encoder(output(folders), "cpu")[0].pretraining
+    assert f"{plan.steps} steps fit into 0.02 minutes" in capsys.readouterr().out
+    assert plan.steps >= 10 and plan.warmup_steps == plan.steps // 2
+
+
+def test_the_time_limit_saves_and_says_how_to_go_on(folders, capsys):
+    assert train("999", "-max_minutes", "0") == 0
+    assert "Stopped after 0 minutes at step 1 of 4" in (said := capsys.readouterr().out) and "--continue" in said
+    assert train("999", "--continue") == 0
+    assert read_info(checkpoint_path(output(folders), "final")).step == 4
+
+
+def test_missing_or_outdated_cases_are_said_before_anything_is_written(folders, capsys):
+    cases = folders / "preprocessed" / DATASET / "nnsslPlans_3d_fullres"
+    plans = Plans(
+        DATASET, "nnsslPlans", {"3d_fullres": replace(CONFIGURATION, image=replace(CONFIGURATION.image, crop_margin_mm=9.0))}
+    )
+    write_json(cases.parent / "nnsslPlans.json", plans)
+    assert train("999") == 1
+    assert "preprocessed by other plans" in (error := capsys.readouterr().err) and "nnssl_preprocess -d" in error
+    for path in cases.iterdir():
+        path.unlink()
+    assert train("999") == 1
+    assert "holds no preprocessed case" in capsys.readouterr().err
+    (cases.parent / "nnsslPlans.json").unlink()
+    assert train("999") == 1
+    assert "nnssl_plan_and_preprocess" in capsys.readouterr().err
+    assert not output(folders).exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--set", "pretraining.stepz=5"), "Did you mean pretraining.steps"),
+        (("--set", "pretraining.crop_size=9"), "whole patches of (4, 4, 4)"),
+        (("-num_gpus", "2"), "-num_gpus 2"),
+        (("-device", "cuda:99"), "-device cuda:99 cannot be used"),
+        (("-p", "otherPlans"), "otherPlans.json does not exist"),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_one_line(folders, capsys, arguments, said):
+    code = main(["999", "--no_pbar", *arguments], "nnssl_train_dino")
+    error = capsys.readouterr().err
+    assert code == 1 and said in error and error.count("\n") == 1
+
+
+def test_ctrl_c_saves_and_the_same_command_goes_on_from_there(folders):
+    program = "from nnssl_reg.commands.entry import main; import sys; sys.exit(main(sys.argv[1:], 'nnssl_train_dino'))"
+    command = [sys.executable, "-c", program, "999", "--no_pbar", "-device", "cpu", "--set", "pretraining.steps=100000",
+               "--set", "pretraining.workers=1"]  # fmt: skip
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    deadline = time.time() + 120
+    while not checkpoint_path(output(folders), "latest").exists() and time.time() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert "Stopped by SIGINT" in said and "--continue" in said
+    step = read_info(checkpoint_path(output(folders), "latest")).step
+    assert train("999", "--continue", "--set", f"pretraining.steps={step + 2}") == 0
+    rows = [json.loads(line)["step"] for line in (output(folders) / "training_log.jsonl").read_text().splitlines()]
+    assert rows == sorted(set(rows)) and rows[-1] == step + 2

@@ -1,0 +1,51 @@
+"""AffineTransform: fixed world to moving world, alone, chained, inverted, and after a deformation."""
+
+import numpy as np
+import pytest
+import torch
+
+from nnssl_reg.evaluation.phantoms import rotation
+from nnssl_reg.geometry.affine import AffineTransform
+from nnssl_reg.geometry.displacement import DisplacementField
+
+
+@pytest.fixture
+def turn() -> AffineTransform:
+    matrix = np.eye(4)
+    matrix[:3, :3], matrix[:3, 3] = rotation((0.2, -0.3, 0.5)) @ np.diag((1.1, 0.9, 1.05)), (100, -50, 7)
+    return AffineTransform(matrix)
+
+
+POINTS = np.random.default_rng(0).uniform(-200, 200, (30, 3))
+
+
+def test_points_move_by_the_matrix(turn):
+    truth = (turn.matrix @ np.c_[POINTS, np.ones(30)].T).T[:, :3]
+    assert np.allclose(turn.apply(POINTS), truth)
+    assert np.allclose(turn.apply_dense(torch.as_tensor(POINTS.T)).T, truth)
+    assert np.allclose(AffineTransform.translation((1, 2, 3)).apply(POINTS), POINTS + (1, 2, 3))
+
+
+def test_chaining_and_inverting(turn):
+    shift = AffineTransform.translation((5, 6, 7))
+    assert np.allclose(turn.then(shift).apply(POINTS), shift.apply(turn.apply(POINTS)))
+    assert np.allclose(turn.then(turn.inverse()).apply(POINTS), POINTS)
+    assert AffineTransform.identity().is_identity and not turn.is_identity
+
+
+def test_after_a_deformation_is_the_composition(turn, turned_grid):
+    grid = turned_grid((6, 7, 8), (2, 3, 1), (10, 40, -20), (30, 0, -60))
+    vectors = torch.from_numpy(np.random.default_rng(1).normal(0, 5, (3, *grid.shape)).astype(np.float32))
+    total = turn.after(DisplacementField(vectors, grid))
+    points = np.moveaxis(grid.points_mm().numpy(), 0, -1)
+    truth = turn.apply(points + np.moveaxis(vectors.numpy(), 0, -1)) - points
+    assert np.allclose(np.moveaxis(total.vectors_mm.numpy(), 0, -1), truth, atol=1e-3)
+    assert np.allclose(turn.as_field(grid).vectors_mm, turn.after(DisplacementField(0 * vectors, grid)).vectors_mm, atol=1e-3)
+    same = AffineTransform.identity().after(DisplacementField(vectors, grid))
+    assert torch.allclose(same.vectors_mm, vectors, atol=1e-4)
+
+
+@pytest.mark.parametrize("matrix", [np.eye(3), np.diag([1.0, 0, 1, 1]), np.full((4, 4), np.nan)])
+def test_a_matrix_that_cannot_be_undone_is_refused(matrix):
+    with pytest.raises(ValueError, match="invertible"):
+        AffineTransform(matrix)

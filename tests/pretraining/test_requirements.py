@@ -1,0 +1,28 @@
+"""All that is wrong with a configuration is said at once, before training starts."""
+
+from dataclasses import replace
+
+import pytest
+
+from nnssl_reg.pretraining.requirements import require_trainable
+
+
+def test_a_good_configuration_passes(configuration):
+    require_trainable(configuration)
+
+
+def test_every_value_that_cannot_be_trained_with_is_named(configuration, plan):
+    plan = replace(plan, crop_size=(8, 10, 8), batch_size=0, centering="median", mask_ratio=(0.6, 0.4), teacher_momentum=1.5)
+    network = replace(configuration.network, num_heads=5)
+    with pytest.raises(ValueError) as error:
+        require_trainable(replace(configuration, pretraining=plan, network=network))
+    parts = (
+        "crop_size is (8, 10, 8)",
+        "(4, 4, 4)",
+        "batch_size is 0",
+        "median",
+        "mask_ratio is (0.6, 0.4)",
+        "teacher_momentum",
+    )
+    for part in (*parts, "embed_dim is 24"):
+        assert part in str(error.value)

@@ -1,0 +1,92 @@
+"""Student and teacher: what enters the losses, who learns, and what a pair that agrees scores."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from nnssl_reg.pretraining.losses import centred, koleo, sinkhorn
+from nnssl_reg.pretraining.schedules import settings_at
+from nnssl_reg.pretraining.student_teacher import StudentTeacher
+from nnssl_reg.pretraining.views import Views, draw_masks
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def pair_of(configuration, plan) -> StudentTeacher:
+    network = replace(configuration.network, drop_path_rate=0.0)
+    return StudentTeacher(network, plan, generator(1))
+
+
+def views_of(plan, seed: int = 2) -> Views:
+    images = torch.rand(2, 4, 1, 8, 8, 8, generator=generator(seed)) * 2 - 1
+    return Views(images[0], images[1], draw_masks(4, plan, (4, 4, 4), generator(seed)))
+
+
+@pytest.mark.parametrize("centering", ["sinkhorn", "centre"])
+def test_the_losses_are_the_published_ones_on_the_tokens_they_speak_of(configuration, plan, centering):
+    plan = replace(plan, centering=centering, loss_tokens=1000)
+    pair, views, settings = pair_of(configuration, plan), views_of(plan), settings_at(1, plan)
+    found, _ = pair.losses(views, settings, generator())
+
+    teacher, student = pair.teacher.encoder(views.teacher), pair.student.encoder(views.student, views.mask)
+    mask = views.mask.flatten(1)
+    # all masked tokens and all visible ones, image by image
+    order = torch.cat((mask.flatten().nonzero().flatten(), (~mask).flatten().nonzero().flatten()))
+    logits = pair.teacher.patch_head(teacher.patch_tokens.flatten(0, 1)[order])
+    zero = torch.zeros(plan.prototypes)
+    temperature = settings.teacher_temperature
+    targets = sinkhorn(logits, temperature) if centering == "sinkhorn" else centred(logits, zero, temperature)
+    log_student = torch.log_softmax(pair.student.patch_head(student.patch_tokens.flatten(0, 1)[order]) / 0.1, dim=-1)
+    each = torch.zeros(mask.numel())
+    each[order] = -(targets * log_student).sum(dim=-1).detach()
+    each = each.view(mask.shape)
+    masked = torch.stack([each[i][mask[i]].mean() for i in range(2)]).mean()  # the first two of four are masked
+    visible = torch.stack([each[i][~mask[i]].mean() for i in range(4)]).mean()
+    class_targets = centred(pair.teacher.class_head(teacher.class_token[2:]), zero, temperature)
+    class_log = torch.log_softmax(pair.student.class_head(student.class_token[2:]) / 0.1, dim=-1)
+    spread = koleo(student.class_token[2:])
+    expected = {"masked_loss": masked, "visible_loss": visible, "koleo": spread,
+                "class_loss": -(class_targets * class_log).sum(dim=-1).mean()}  # fmt: skip
+    for name, value in expected.items():
+        assert float(found[name].detach()) == pytest.approx(float(value.detach()), rel=1e-4), name
+    total = sum(expected[name] * weight for name, weight in
+                zip(expected, (plan.patch_weight, plan.visible_weight, plan.koleo_weight, plan.class_weight)))  # fmt: skip
+    assert float(found["total"].detach()) == pytest.approx(float(total.detach()), rel=1e-4)
+
+
+def test_gradients_reach_every_part_of_the_student_and_nothing_of_the_teacher(configuration, plan):
+    pair = pair_of(configuration, plan)
+    losses, _ = pair.losses(views_of(plan), settings_at(0, plan), generator())
+    losses["total"].backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in pair.student.parameters())
+    assert all(p.grad is None for p in pair.teacher.parameters())
+
+
+def test_at_most_the_planned_tokens_of_each_crop_enter_the_patch_losses(configuration, plan):
+    plan = replace(plan, loss_tokens=3)
+    chosen = pair_of(configuration, plan).choose(views_of(plan).mask, generator())
+    assert len(chosen.masked_weights) == 2 * 3
+    assert len(chosen.visible_weights) == 4 * 3
+    assert len(chosen.index) == 18
+
+
+def test_the_teacher_moves_towards_the_student_by_its_momentum(configuration, plan):
+    pair = pair_of(configuration, plan)
+    before = [p.clone() for p in pair.teacher.parameters()]
+    with torch.no_grad():
+        for p in pair.student.parameters():
+            p.add_(1.0)
+    pair.update_teacher(0.9)
+    for old, new in zip(before, pair.teacher.parameters()):
+        torch.testing.assert_close(new, old + 0.1)
+
+
+def test_one_crop_alone_trains_without_a_class_loss(configuration, plan):
+    views = views_of(plan)
+    one = Views(views.teacher[:1], views.student[:1], views.mask[:1])
+    losses, targets = pair_of(configuration, plan).losses(one, settings_at(0, plan), generator())
+    assert float(losses["class_loss"]) == 0 == float(losses["koleo"])
+    assert losses["total"].isfinite() and len(targets.class_tokens) == 0
