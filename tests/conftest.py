@@ -42,25 +42,25 @@ def _body_image(grid: Grid, moved=None, center_mm=(0.0, 0.0, 0.0), radii_mm=(42.
     return Image((values.numpy() + noise).astype(np.float32)[None], grid)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def turned_grid():
     """turned_grid(shape, spacing_mm, degrees, center_mm) -> Grid turned about x, then y, then z around its centre."""
     return _turned_grid
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def texture():
     """texture(points_mm (3, ...), shortest_mm, seed) -> values of a smooth random function of the world."""
     return _texture
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def textured_image():
     """textured_image(grid, moved) -> Image of the texture at moved(points), so at the points themselves without `moved`."""
     return _textured_image
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def body_image():
     """body_image(grid, moved, center_mm, radii_mm): a textured ellipsoid in air with a little noise, at moved(points)."""
     return _body_image

@@ -85,6 +85,8 @@ def _missing_flags(path: Path, ending: str, args: Namespace) -> list[str]:
         return [f"{path}: -space voxel needs the image that has these voxels, -points_image IMAGE"]
     if ending not in LANDMARK_ENDINGS and args.inverse and args.r is None:
         return [f"{path}: --inverse writes on the moving image's grid, give the moving image with -r IMAGE"]
+    if ending not in LANDMARK_ENDINGS and args.t.lower().endswith((".h5", ".hdf5")) and args.r is None:
+        return [f"{path}: {args.t} does not tell the fixed image's grid, give it with -r FIXED, or use the field (.nii.gz)"]
     return []
 
 

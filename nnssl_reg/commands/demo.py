@@ -34,7 +34,7 @@ TRAINING = {  # small, and eager to leave ln K within minutes on a CPU; the plan
     "pretraining.final_teacher_temperature": 0.03,
     "pretraining.class_weight": 0.1,
     "pretraining.visible_weight": 1,
-    "features.window_size": 40,
+    "features.window_size": 24,
 }
 LINE = 100  # characters, about, of a shown command
 INIT = "identity"  # phantoms share their world; for patients the default looks for the best start

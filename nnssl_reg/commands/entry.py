@@ -2,11 +2,15 @@
 
 import importlib
 import logging
+import re
 import sys
 from argparse import ArgumentParser
+from difflib import get_close_matches
 from pathlib import Path
 
 from nnssl_reg.commands.arguments import COMMANDS
+
+_NUMBER = re.compile(r"-[\d.]+(e[-+]?\d+)?")
 
 
 def main(argv: list[str] | None = None, name: str | None = None) -> int:
@@ -16,19 +20,30 @@ def main(argv: list[str] | None = None, name: str | None = None) -> int:
     parser = ArgumentParser(prog=name, description=command.help, allow_abbrev=False)
     command.add_arguments(parser)
     parser.add_argument("--verbose", action="store_true", help="more messages, and the traceback of an error")
+    _check_options(parser, sys.argv[1:] if argv is None else argv)
     args = parser.parse_args(argv)
     logging.basicConfig(format="%(levelname)s: %(message)s", force=True)
     logging.getLogger("nnssl_reg").setLevel(logging.INFO if args.verbose else logging.WARNING)
     try:
         return importlib.import_module(command.module).run(args) or 0
     except KeyboardInterrupt:
-        print(f"{name} was stopped; what it had finished is kept, the same command goes on from there.", file=sys.stderr)
+        print(f"{name} was stopped; what it had finished is kept.", file=sys.stderr)
         return 130
     except (ValueError, OSError) as error:
         if args.verbose:
             raise
         print(f"error: {error}", file=sys.stderr)
         return 1
+
+
+def _check_options(parser: ArgumentParser, argv: list[str]) -> None:
+    """Refuse options that do not exist; argparse alone would read -init as -i nit."""
+    known = [option for action in parser._actions for option in action.option_strings]
+    for word in argv:
+        name = word.partition("=")[0]
+        if word.startswith("-") and not _NUMBER.fullmatch(word) and name not in known and word != "--":
+            close = get_close_matches(name, known, n=3, cutoff=0.4)
+            parser.error(f"there is no option {name}" + (f"; did you mean {', '.join(close)}?" if close else ""))
 
 
 def script() -> None:

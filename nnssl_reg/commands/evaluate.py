@@ -52,6 +52,8 @@ def _field(pair: Pair, folder: Path) -> DisplacementField:
     if path is None:
         raise ValueError(f"neither {paths[0].name} nor {paths[1].name} is in {folder}; register this pair first")
     field, grid = read_transform(path), read_grid(pair.fixed)
+    if path is paths[1]:
+        field = field.on(grid)  # a composite stores its deformation on a coarser lattice that covers the fixed image
     if not field.grid.matches(grid, tolerance_mm=0.1):
         raise ValueError(f"{path} lies on {field.grid}, the fixed image on {grid}; was it written for another image?")
     return field

@@ -16,6 +16,7 @@ from nnssl_reg.commands.pair_outputs import write_pair
 from nnssl_reg.commands.register_pair import register_pair
 from nnssl_reg.commands.results import write_results
 from nnssl_reg.evaluation.summary import PairResult
+from nnssl_reg.geometry.grid import Grid
 from nnssl_reg.imageio.images import read_grid
 from nnssl_reg.imageio.pairs import Pair, default_pair_id, read_pairs
 from nnssl_reg.planning.image_plan import RegistrationSettings, plan_images
@@ -27,9 +28,9 @@ LIBRARIES = ("nnssl_reg", "torch", "numpy", "SimpleITK", "nibabel", "numba")
 
 def run(args: Namespace) -> int:
     """Register every pair; a failing pair does not stop the others. Exit code 1 if one failed."""
-    pairs = _pairs(args)
-    if args.limit is not None:
-        pairs = pairs[: args.limit]
+    if args.limit is not None and args.limit < 1:
+        raise ValueError(f"-limit {args.limit}: at least one pair is needed; leave the flag out for all pairs.")
+    pairs = _pairs(args)[: args.limit]
     device = _device(args.device)
     out = _output_folder(args)
     model = choose_model(args, device)
@@ -52,9 +53,9 @@ def _one(pair: Pair, store: FeatureStore, plan: RegistrationPlan, out: Path, set
         seconds = time.perf_counter() - started
         scores = write_pair(out, pair, registered, settings, seconds, figures)
         return PairResult(**names, scores=scores, seconds=seconds)
-    except (ValueError, OSError, RuntimeError) as error:  # RuntimeError: out of memory, and errors of ITK
+    except (ValueError, OSError, RuntimeError, MemoryError) as error:  # RuntimeError: GPU memory, errors of ITK
         logging.getLogger("nnssl_reg").info("", exc_info=True)
-        return PairResult(**names, error=str(error).splitlines()[0])
+        return PairResult(**names, error=(str(error) or type(error).__name__).splitlines()[0])
 
 
 def _pairs(args: Namespace) -> list[Pair]:
@@ -91,18 +92,26 @@ def _plans(args: Namespace, pairs: list[Pair], model: Model | None) -> tuple[Fea
     if model is not None:
         plans = RegistrationSettings(model.configuration.features, model.configuration.registration)
     else:
-        plans = plan_images([g for pair in pairs for g in _readable_grids(pair)])
+        plans = plan_images(_readable_grids(pairs))
     plans = apply_overrides(plans, args.overrides)
     features, registration = plans.features, plans.registration
     return features, registration if args.init is None else replace(registration, init=args.init)
 
 
-def _readable_grids(pair: Pair) -> list:
-    """The grids of a pair; a file that cannot be read is reported when its pair is registered."""
-    try:
-        return [read_grid(pair.fixed), read_grid(pair.moving)]
-    except (ValueError, OSError):
-        return []
+def _readable_grids(pairs: list[Pair]) -> list[Grid]:
+    """The grids of all pairs whose headers can be read; the others are reported when it is their turn.
+
+    Raises ValueError if there is none.
+    """
+    grids, problems = [], []
+    for pair in pairs:
+        try:
+            grids += [read_grid(pair.fixed), read_grid(pair.moving)]
+        except (ValueError, OSError) as error:
+            problems.append(str(error))
+    if not grids:
+        raise ValueError("No pair can be read: " + "\n".join(problems))
+    return grids
 
 
 def _device(name: str | None) -> torch.device:

@@ -95,15 +95,15 @@ def _mask(path, features: ImageFeatures, cells: FeatureMap) -> torch.Tensor | No
 
 def _check_overlap(pair: Pair, fixed: Image, moving: Image, transform: AffineTransform) -> None:
     """Refuse a start where the images do not meet; warn where their headers lie far apart."""
+    gap = _gap_mm(fixed.grid, moving.grid, transform)
+    if gap > 0:
+        raise ValueError(f"After the initial alignment the images are still {gap:.0f} mm apart and share no point; use --init "
+                         "auto, center or moments.")  # fmt: skip
     gap = _gap_mm(fixed.grid, moving.grid, AffineTransform.identity())
     if gap > FAR_APART_MM:
         logging.getLogger("nnssl_reg").warning(
             "%s: the headers place the images %.0f mm apart; the initial alignment bridges it. Check that this is one patient "
             "region.", pair.id, gap)  # fmt: skip
-    gap = _gap_mm(fixed.grid, moving.grid, transform)
-    if gap > 0:
-        raise ValueError(f"{pair.id}: after the initial alignment the images are still {gap:.0f} mm apart and share no point; "
-                         "use --init auto, center or moments.")  # fmt: skip
 
 
 def _gap_mm(fixed: Grid, moving: Grid, transform: AffineTransform) -> float:

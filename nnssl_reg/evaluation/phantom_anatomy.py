@@ -10,7 +10,7 @@ LOOPS = 16
 
 @dataclass(frozen=True)
 class Tissue:
-    """hu: without contrast agent; contrast: HU it adds at full strength; mr: relative brightness as in fat-suppressed T1; texture: 0..1."""
+    """hu: without contrast agent; contrast: HU it adds at most; mr: relative brightness, fat-suppressed T1; texture: 0..1."""
 
     name: str
     hu: float

@@ -127,7 +127,7 @@ def _ct_intensities(rng: np.random.Generator, tissue: np.ndarray, spacing_mm) ->
 
 
 def _mr_intensities(rng: np.random.Generator, tissue: np.ndarray, spacing_mm) -> np.ndarray:
-    """Magnitudes: every tissue's brightness random around that of fat-suppressed T1, texture, bias field, Rician noise, any scale."""
+    """Magnitudes: tissues at random around fat-suppressed T1, texture, bias field, Rician noise, any scale."""
     table = np.array([t.mr * np.exp(0.25 * rng.standard_normal()) for t in TISSUES])
     texture = np.array([t.texture for t in TISSUES])[tissue] * _smooth_noise(rng, tissue.shape, spacing_mm, 9.0)
     signal = _blurred(table[tissue], spacing_mm) * (1 + 0.15 * texture)

@@ -105,6 +105,7 @@ class RegistrationPlan:
     learning_rate: float
     smoothness: float
     smoothing_passes: int
+    symmetric: bool  # also register moving to fixed, and take the mean of one field and the inverse of the other
     init: str  # "auto", "identity", "center", "moments", "affine"
 
 

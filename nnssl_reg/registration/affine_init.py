@@ -126,15 +126,23 @@ def alignment_cost(fixed: FeatureMap, moving: FeatureMap, transform: AffineTrans
     """Mean squared feature difference where the images overlap (1: as unrelated cells), plus what lacks of overlap cost.
 
     Cells outside the moving image say nothing, so they do not count as differences; OUTSIDE_COST only keeps the overlap from
-    shrinking to where it happens to fit. 1 + OUTSIDE_COST where less than MINIMUM_OVERLAP of the fixed cells overlap.
+    shrinking to where it happens to fit. 1 + OUTSIDE_COST where less than MINIMUM_OVERLAP of the smaller image overlaps.
     """
     position = to_voxels(transform.apply_dense(fixed.grid.points_mm(device=fixed.values.device)), moving.grid)
     valid = inside(position, moving.grid.shape)
-    overlap = float(valid.float().mean())
+    overlap = float(valid.sum()) * _cell_volume(fixed) / min(_volume(fixed), _volume(moving))
     if overlap < MINIMUM_OVERLAP:
         return 1.0 + OUTSIDE_COST
     difference = (sample_voxels(moving.values, position) - fixed.values).square().sum(0)[valid].mean()
-    return float(difference) / feature_scale(fixed.values, moving.values) ** 2 + OUTSIDE_COST * (1 - overlap)
+    return float(difference) / feature_scale(fixed.values, moving.values) ** 2 + OUTSIDE_COST * max(0.0, 1 - overlap)
+
+
+def _cell_volume(features: FeatureMap) -> float:
+    return float(np.prod(features.grid.spacing_mm))
+
+
+def _volume(features: FeatureMap) -> float:
+    return float(np.prod(features.grid.extent_mm))
 
 
 def center_of_mass_mm(image: Image) -> np.ndarray:
@@ -196,14 +204,17 @@ def refine_affine(fixed, moving, start: AffineTransform, block_mm: float, radius
 
 def least_trimmed_squares(points, moved, keep: float = 0.6, iterations: int = 10) -> AffineTransform:
     """The affine transform from points to moved (N, 3) fitted to the `keep` share of pairs that it fits best."""
-    homogeneous = np.c_[points, np.ones(len(points))]
+    centre, step = points.mean(axis=0), moved - points
+    homogeneous = np.c_[points - centre, np.ones(len(points))]
     chosen = np.arange(len(points))
     for _ in range(iterations):
-        solution, *_ = np.linalg.lstsq(homogeneous[chosen], moved[chosen], rcond=None)
-        residual = np.linalg.norm(homogeneous @ solution - moved, axis=1)
+        # of all solutions lstsq takes the smallest: across matches in one plane (a thin image) nothing is stretched
+        solution, *_ = np.linalg.lstsq(homogeneous[chosen], step[chosen], rcond=None)
+        residual = np.linalg.norm(homogeneous @ solution - step, axis=1)
         chosen = np.argsort(residual, kind="stable")[: max(8, int(keep * len(points)))]
     matrix = np.eye(4)
-    matrix[:3] = solution.T
+    matrix[:3, :3] += solution[:3].T
+    matrix[:3, 3] = solution[3] - solution[:3].T @ centre
     return AffineTransform(matrix)
 
 

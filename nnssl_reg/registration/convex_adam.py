@@ -7,6 +7,7 @@ import torch
 
 from nnssl_reg.geometry.affine import AffineTransform
 from nnssl_reg.geometry.displacement import DisplacementField
+from nnssl_reg.geometry.grid import Grid
 from nnssl_reg.geometry.image import FeatureMap
 from nnssl_reg.registration import kernels_cpu, kernels_torch
 from nnssl_reg.registration.coupled_convex import search
@@ -20,6 +21,40 @@ def convex_adam(
     moving: FeatureMap,
     *,
     initial: AffineTransform,
+    symmetric: bool = False,
+    fixed_mask: torch.Tensor | None = None,
+    moving_mask: torch.Tensor | None = None,
+    **settings,
+) -> DisplacementField:
+    """The deformation u on the fixed feature grid such that initial(p + u(p)) is the moving point of fixed point p.
+
+    fixed, moving: features on any two grids, same number of channels; initial: fixed world -> moving world; settings: those of
+    `one_way`. symmetric: also register moving to fixed and take the mean of the one field and the inverse of the other. Masks
+    (bool, one value per feature cell) say which cells count; the others follow their neighbours. Raises ValueError if the
+    channels differ.
+    """
+    if fixed.values.shape[0] != moving.values.shape[0]:
+        raise ValueError(
+            f"Fixed has {fixed.values.shape[0]} feature channels, moving {moving.values.shape[0]}: they must agree."
+        )
+    forward = one_way(fixed, moving, initial, (fixed_mask, moving_mask), **settings)
+    if not symmetric:
+        return forward
+    undo = initial.inverse()
+    backward = undo.after(one_way(moving, fixed, undo, (moving_mask, fixed_mask), **settings)).inverse(fixed.grid)
+    points = fixed.grid.points_mm(device=forward.vectors_mm.device)
+    mean = (forward.vectors_mm + undo.apply_dense(points + backward.vectors_mm) - points) / 2
+    to_cells = torch.as_tensor(np.linalg.inv(fixed.grid.affine[:3, :3]), dtype=torch.float32, device=mean.device)
+    field = torch.einsum("ij,jxyz->xyzi", to_cells, mean).contiguous()
+    return _in_mm(unfolded(field, kernels_for(field.device)), fixed.grid)
+
+
+def one_way(
+    fixed: FeatureMap,
+    moving: FeatureMap,
+    initial: AffineTransform,
+    masks,
+    *,
     coarse_spacing_mm: float,
     search_radius_mm: float,
     rounds: int,
@@ -27,38 +62,31 @@ def convex_adam(
     learning_rate: float,
     smoothness: float,
     smoothing_passes: int,
-    fixed_mask: torch.Tensor | None = None,
-    moving_mask: torch.Tensor | None = None,
 ) -> DisplacementField:
-    """The deformation u on the fixed feature grid such that initial(p + u(p)) is the moving point of fixed point p.
+    """ConvexAdam from the fixed to the moving image; see convex_adam.
 
-    fixed, moving: features on any two grids, same number of channels; initial: fixed world -> moving world. The search looks
-    search_radius_mm around, in blocks of coarse_spacing_mm; each further round halves both and starts from the last field.
-    Adam then refines at the fixed cells for `iterations` steps of `learning_rate` cells, and folds are smoothed away.
-    smoothness weighs the diffusion regulariser against features scaled so that unrelated cells differ by 1. Masks (bool, one
-    value per feature cell) say which cells count; the others follow their neighbours. Raises ValueError if the channels differ.
+    The search looks search_radius_mm around, in blocks of coarse_spacing_mm; each further round halves both and starts from the
+    last field. Adam then refines at the fixed cells for `iterations` steps of `learning_rate` cells, and folds are smoothed
+    away. smoothness weighs the diffusion regulariser against features scaled so that unrelated cells differ by 1.
     """
-    if fixed.values.shape[0] != moving.values.shape[0]:
-        raise ValueError(
-            f"Fixed has {fixed.values.shape[0]} feature channels, moving {moving.values.shape[0]}: they must agree."
-        )
     kernels = kernels_for(fixed.values.device)
-    masks = (fixed_mask, moving_mask)
-    fixed_cells, moving_cells = comparable_cells(fixed, moving, masks)
+    cells = comparable_cells(fixed, moving, masks)
     matrix = cell_to_cell(fixed, moving, initial)
     spacing = np.array(fixed.grid.spacing_mm)
     field = torch.zeros(*fixed.grid.shape, 3, device=fixed.values.device)
     for r in range(rounds):
         factor, radius = blocks_and_radius(spacing, fixed.grid.shape, coarse_spacing_mm / 2**r, search_radius_mm / 2**r)
-        field = search(fixed_cells, moving_cells, matrix, field, factor, radius, kernels, masks)
+        field = search(*cells, matrix, field, factor, radius, kernels, masks)
     weights = smoothness * (spacing[None, :] / spacing[:, None]) ** 2  # of mm per mm, as if the cells were cubes
     weights = torch.as_tensor(weights, dtype=torch.float32, device=field.device)
-    field = optimise(
-        fixed_cells, moving_cells, matrix, field, weights, iterations, learning_rate, smoothing_passes, kernels, masks
-    )
-    field = unfolded(field, kernels)
-    linear = torch.as_tensor(fixed.grid.affine[:3, :3].copy(), dtype=torch.float32, device=field.device)
-    return DisplacementField(torch.einsum("ij,xyzj->ixyz", linear, field).contiguous(), fixed.grid)
+    field = optimise(*cells, matrix, field, weights, iterations, learning_rate, smoothing_passes, kernels, masks)
+    return _in_mm(unfolded(field, kernels), fixed.grid)
+
+
+def _in_mm(field: torch.Tensor, grid: Grid) -> DisplacementField:
+    """A field (X, Y, Z, 3) in cells of grid as a displacement field."""
+    linear = torch.as_tensor(grid.affine[:3, :3].copy(), dtype=torch.float32, device=field.device)
+    return DisplacementField(torch.einsum("ij,xyzj->ixyz", linear, field).contiguous(), grid)
 
 
 def kernels_for(device: torch.device) -> ModuleType:

@@ -98,8 +98,8 @@ def test_center_and_moments_bring_those_together(pair):
 def test_the_center_of_mass_is_that_of_what_is_bright(turned_grid):
     grid = turned_grid((20, 21, 22), (1, 2, 3), (10, 20, 30), (100, 0, 0))
     array = np.full((1, *grid.shape), -1000, np.float32)
-    array[0, 3:8, 4:8, 10:14] = 50
-    assert np.allclose(center_of_mass_mm(Image(array, grid)), grid.index_to_world((5, 5.5, 11.5)), atol=1e-3)
+    array[0, 3:12, 4:12, 8:14] = 50
+    assert np.allclose(center_of_mass_mm(Image(array, grid)), grid.index_to_world((7, 7.5, 10.5)), atol=1e-3)
     assert np.allclose(center_of_mass_mm(Image(0 * array, grid)), grid.center_mm)
 
 
@@ -113,20 +113,21 @@ def test_the_cost_is_0_for_equal_1_for_unrelated_and_grows_with_the_distance(pai
     assert alignment_cost(*noise, AffineTransform.translation((900, 0, 0))) >= 1
 
 
-def test_block_matches_lead_from_near_to_the_true_affine(pair):
+def test_block_matches_lead_to_within_half_a_block_of_the_true_affine(textured_features, turned_grid):
     matrix = np.array([[1.06, 0.03, 0, 0], [-0.05, 0.95, 0.02, 0], [0, 0.04, 1.03, 0], [0, 0, 0, 1.0]])
-    matrix[:3, 3] = np.asarray(CENTER) + (5, -4, 3) - matrix[:3, :3] @ CENTER
+    matrix[:3, 3] = np.asarray(CENTER) + (15, -12, 8) - matrix[:3, :3] @ CENTER
     truth = AffineTransform(matrix)
-    fixed, moving = pair(truth)[2:]
-    found = refine_affine(fixed, moving, IDENTITY, 12.0, 2)
-    assert distance_mm(found, truth) < 0.3 * distance_mm(IDENTITY, truth)
+    fixed = textured_features(turned_grid((24, 20, 22), 4.0, (0, 5, 10), CENTER), shortest_mm=24)
+    moving = textured_features(turned_grid((26, 24, 28), 4.2, (20, 0, 5), CENTER), truth.inverse().apply_dense, shortest_mm=24)
+    found = refine_affine(fixed, moving, IDENTITY, 8.0, 3, iterations=4)
+    assert distance_mm(found, truth) < 4.0 < 0.25 * distance_mm(IDENTITY, truth)
 
 
 def test_mutual_information_leads_there_with_other_intensities(pair):
     truth = turned_and_shifted((0, 3, -5), (8, -6, 5))
     fixed, moving = pair(truth)[:2]
     inverted = Image(-3 * moving.array + 500, moving.grid)
-    assert distance_mm(mutual_information_affine(fixed, inverted, IDENTITY), truth) < 3
+    assert distance_mm(mutual_information_affine(fixed, inverted, IDENTITY), truth) < 0.5 * distance_mm(IDENTITY, truth)
 
 
 def test_mutual_information_without_overlap_gives_back_the_start(pair):

@@ -1,0 +1,104 @@
+"""The entry of every command: help at once, errors in one line, exit codes, nothing heavy imported before it is needed."""
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from nnssl_reg.commands import entry
+from nnssl_reg.commands.arguments import COMMANDS
+from nnssl_reg.commands.entry import main
+
+HELP = """
+import sys, time
+from nnssl_reg.commands.entry import main
+try:
+    main(["--help"], name=sys.argv[1])
+except SystemExit as stop:
+    print("exit code", stop.code)
+print("imported", [m for m in ("torch", "numpy", "SimpleITK", "nibabel", "numba", "matplotlib", "scipy") if m in sys.modules])
+print("seconds", time.process_time())
+"""
+IMPORT_ALL = """
+import importlib, pkgutil, sys
+import nnssl_reg
+for module in pkgutil.walk_packages(nnssl_reg.__path__, "nnssl_reg."):
+    importlib.import_module(module.name)
+print("imported", [m for m in ("SimpleITK", "matplotlib", "ants") if m in sys.modules])
+"""
+
+
+def python(code: str, *args: str) -> str:
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True, cwd=root, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_answers_at_once(name):
+    said = python(HELP, name)
+    assert f"usage: {name}" in said and COMMANDS[name].help in said and "exit code 0" in said
+    assert "imported []" in said and float(said.rsplit("seconds ", 1)[1]) < 1
+
+
+def test_the_whole_package_imports_without_simpleitk_and_matplotlib():
+    assert "imported []" in python(IMPORT_ALL)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_its_module(name):
+    assert importlib.util.find_spec(COMMANDS[name].module) is not None
+
+
+@pytest.fixture
+def command(monkeypatch):
+    """command(run): nnssl_register with another body; returns the exit code."""
+
+    def call(run, *flags: str) -> int:
+        monkeypatch.setattr(entry.importlib, "import_module", lambda name: SimpleNamespace(run=run))
+        return main(list(flags), name="nnssl_register")
+
+    return call
+
+
+def failing(error: BaseException):
+    def run(args):
+        raise error
+
+    return run
+
+
+def test_exit_codes_are_those_of_the_command(command):
+    assert [command(lambda args, code=code: code) for code in (None, 0, 1)] == [0, 0, 1]
+
+
+@pytest.mark.parametrize("error", [ValueError("no such thing"), FileNotFoundError("no such thing"), OSError("no such thing")])
+def test_what_a_user_can_mend_is_said_in_one_line(command, capsys, error):
+    assert command(failing(error)) == 1
+    assert capsys.readouterr().err == "error: no such thing\n"
+
+
+def test_verbose_shows_where_an_error_came_from(command):
+    with pytest.raises(ValueError, match="no such thing"):
+        command(failing(ValueError("no such thing")), "--verbose")
+
+
+def test_a_bug_is_not_hidden(command):
+    with pytest.raises(KeyError):
+        command(failing(KeyError("bug")))
+
+
+def test_ctrl_c_ends_with_130_and_says_that_a_rerun_goes_on(command, capsys):
+    assert command(failing(KeyboardInterrupt())) == 130
+    assert "what it had finished is kept" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flag", ["--featurs", "--feat", "-xyz"])
+def test_a_mistyped_flag_is_refused(command, capsys, flag):
+    with pytest.raises(SystemExit) as stop:
+        command(lambda args: 0, flag, "mind")
+    assert stop.value.code == 2 and "unrecognized arguments" in capsys.readouterr().err
