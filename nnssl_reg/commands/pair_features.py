@@ -1,9 +1,11 @@
 """Feature maps of the images of a run, each image read and encoded once however many pairs it is in."""
 
+import logging
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -14,11 +16,13 @@ from nnssl_reg.geometry.image import FeatureMap, Image
 from nnssl_reg.geometry.sampling import resample
 from nnssl_reg.imageio.images import read_image
 from nnssl_reg.imageio.raw_dataset import guess_modality
+from nnssl_reg.planning.fingerprint import intensity_doubt
 from nnssl_reg.planning.foreground import is_ct
 from nnssl_reg.planning.plans import Configuration, FeaturesPlan
 from nnssl_reg.preprocessing.preprocess_case import preprocess_image
 from nnssl_reg.registration.convex_adam import feature_scale
 
+log = logging.getLogger("nnssl_reg")
 OBLIQUE_DEGREES = 10.0  # beyond it, features along the array's axes would no longer match those along the world's
 DINO_SHARE = 0.5  # of the learned features in the joined squared feature distance
 
@@ -82,7 +86,12 @@ class FeatureStore:
 
     def _tokens(self, image: Image, path: Path, channel_name: str | None) -> FeatureMap:
         plan = self.model.configuration.image
-        case = preprocess_image(image, plan, channel_key(plan.channels, channel_name, image, path))
+        key = channel_key(plan.channels, channel_name, image, path)
+        sample = image.array.reshape(-1)[:: max(1, image.array.size // 200_000)]
+        doubt = intensity_doubt(float(image.array.min()), *np.percentile(sample, (0.5, 99.5)), plan.channels[key].name)
+        if doubt is not None:
+            log.warning("%s is %s; the name chooses how the model sees it.", path, doubt)
+        case = preprocess_image(image, plan, key)
         return encode(case.image, self.model.encoder, window_size=self.plan.window_size, device=self.device,
                       window_overlap=self.plan.window_overlap, token_shifts=self.plan.token_shifts)  # fmt: skip
 

@@ -113,10 +113,18 @@ def merge(
 
 
 def modality_doubt(case: CaseFingerprint, channel_name: str) -> str | None:
-    """A sentence with the intensities that say so if a case named CT does not look like CT, or the reverse; else None."""
-    seen = f"its intensities run from {case.percentile_00_5:g} to {case.percentile_99_5:g} (0.5 to 99.5 %)"
-    if is_ct(channel_name) and case.minimum >= 0 and case.percentile_99_5 > 300:
+    """intensity_doubt of a case."""
+    return intensity_doubt(case.minimum, case.percentile_00_5, case.percentile_99_5, channel_name)
+
+
+def intensity_doubt(minimum: float, low: float, high: float, channel_name: str) -> str | None:
+    """A sentence with the intensities that say so if an image named CT does not look like CT, or the reverse; else None.
+
+    low, high: percentiles 0.5 and 99.5.
+    """
+    seen = f"its intensities run from {low:g} to {high:g} (0.5 to 99.5 %)"
+    if is_ct(channel_name) and minimum >= 0 and high > 300:
         return f"named CT, but {seen} and none is below 0, where Hounsfield units have air at -1000 and fat at -100"
-    if not is_ct(channel_name) and case.percentile_00_5 <= -100:
+    if not is_ct(channel_name) and low <= -100:
         return f"named {channel_name}, but {seen}: values below -100 look like the Hounsfield units of CT"
     return None

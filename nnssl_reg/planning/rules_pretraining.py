@@ -8,6 +8,8 @@ from nnssl_reg.planning.memory import LARGE_GPU_GB
 PASSES = {"small": 25, "large": 300}  # times that all the data's volume is seen, planned for a CPU, for a GPU
 STEPS = {"small": (1_000, 10_000), "large": (10_000, 150_000)}  # 150,000 is the published method's
 
+SHORT_RUN = 10_000  # steps up to which a run needs a faster teacher and sharper targets than the published 150,000
+
 
 def crops_per_pass(cases: int, median_shape, crop) -> float:
     """How many crops hold as much volume as all cases together, at most 32 of one case."""
@@ -34,16 +36,38 @@ def schedule_choices(steps: int, learning_rate: float, size: str) -> dict[str, C
         "learning_rate": Choice(learning_rate, f"for size {size}; 1e-3 and below is stable, 1e-2 collapses"),
         "final_learning_rate": Choice(learning_rate / 100, "cosine decay to a hundredth"),
         "warmup_steps": Choice(max(1, steps // 10), "a tenth of the run, linear"),
-        "layer_decay": Choice(0.9, "rate of each layer relative to the next: the published method's"),
+        "layer_decay": Choice(0.9, "rate of each layer relative to the next: the published method's")
+        if steps > SHORT_RUN
+        else Choice(1.0, "all layers at one rate: a short run has to move the first layers too"),
         "weight_decay": Choice(0.04, "start of the cosine rise, the published method's"),
         "final_weight_decay": Choice(0.2, "half of the published 0.4, for runs shorter than its 150,000 steps"),
         "gradient_clip": Choice(3.0, "norm; the published method's"),
+        **teacher_momentum_choices(steps),
+        "student_temperature": Choice(0.1, "as in DINO"),
+        **teacher_temperature_choices(steps),
+        "teacher_temperature_steps": Choice(math.ceil(0.4 * steps), slow),
+    }
+
+
+def teacher_momentum_choices(steps: int) -> dict[str, Choice]:
+    """The teacher's moving average: over the last ten to hundreds of steps, as the length of the run allows."""
+    if steps <= SHORT_RUN:
+        why = f"a run of {steps} steps is over before a slower teacher has left its random start"
+        return {"teacher_momentum": Choice(0.9, why), "final_teacher_momentum": Choice(0.99, why)}
+    return {
         "teacher_momentum": Choice(0.992, "start of the teacher's moving average"),
         "final_teacher_momentum": Choice(0.998, "not 1: the teacher fell behind and the patch loss rose again"),
-        "student_temperature": Choice(0.1, "as in DINO"),
+    }
+
+
+def teacher_temperature_choices(steps: int) -> dict[str, Choice]:
+    """Sharpness of the teacher's targets."""
+    if steps <= SHORT_RUN:
+        why = "sharper than DINO's: in a short run soft targets keep the patch loss at ln K"
+        return {"teacher_temperature": Choice(0.03, why), "final_teacher_temperature": Choice(0.04, why)}
+    return {
         "teacher_temperature": Choice(0.04, "start: sharp targets"),
         "final_teacher_temperature": Choice(0.07, "as in DINO"),
-        "teacher_temperature_steps": Choice(math.ceil(0.4 * steps), slow),
     }
 
 
@@ -52,9 +76,9 @@ def loss_choices() -> dict[str, Choice]:
     return {
         "centering": Choice("sinkhorn", "patch targets use all prototypes in every batch, where a running centre lags (SwAV)"),
         "mask_ratio": Choice((0.3, 0.6), "share of masked tokens; a little below the published 0.4 to 0.7, for smaller crops"),
-        "class_weight": Choice(1.0, "class and patch loss weigh the same"),
-        "patch_weight": Choice(1.0, "class and patch loss weigh the same"),
-        "visible_weight": Choice(0.5, "with masked tokens alone the patch loss stays at ln K for long; visible ones start it"),
+        "class_weight": Choice(0.1, "registration uses the patch tokens; at 1 the class loss of small batches drowned theirs"),
+        "patch_weight": Choice(1.0, "the unit the other weights are relative to"),
+        "visible_weight": Choice(1.0, "with masked tokens alone the patch loss stays at ln K for long; visible ones start it"),
         "koleo_weight": Choice(0.1, "spreads class tokens, the published method's"),
     }  # fmt: skip
 
@@ -64,7 +88,7 @@ def view_choices() -> dict[str, Choice]:
     return {
         "zoom": Choice((0.8, 1.25), "scale of a crop, drawn evenly in its logarithm: patients differ in size"),
         "rotation_degrees": Choice(10.0, "largest rotation about each axis: patients lie almost alike"),
-        "intensity_strength": Choice(1.0, "the published strength: the change that improved registration most"),
+        "intensity_strength": Choice(0.6, "of the published strength, at which the patch loss of short runs stood still"),
         "foreground_share": Choice(0.7, "share of crops centred on the body, as the published 70 % foreground"),
     }
 

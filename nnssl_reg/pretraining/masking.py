@@ -2,15 +2,18 @@
 
 import torch
 
-BLOCK_EDGES = (2, 3, 4)  # tokens: single tokens are guessed from their neighbours, larger blocks are not
+LARGEST_BLOCK = 4  # tokens along an edge
+BLOCKS_PER_AXIS = 4  # at least, along the shortest axis of the grid: larger blocks hide whole organs of a small crop
 
 
 def block_mask(batch_size: int, grid_shape: tuple[int, int, int], ratio: float, generator: torch.Generator) -> torch.Tensor:
     """Masks (B, X', Y', Z') bool with round(ratio * N) true tokens in each sample, in cubes of a random edge; on the CPU.
 
-    Cubes of a random lattice are filled in random order; only the last one is filled in part.
+    The edge is one to LARGEST_BLOCK tokens, fewer on small grids. Cubes of a random lattice are filled in random order; only
+    the last one is filled in part.
     """
-    edge = BLOCK_EDGES[int(torch.randint(len(BLOCK_EDGES), (1,), generator=generator))]
+    largest = max(2, min(LARGEST_BLOCK, min(grid_shape) // BLOCKS_PER_AXIS))
+    edge = int(torch.randint(1, largest + 1, (1,), generator=generator))
     offsets = torch.randint(edge, (batch_size, 3), generator=generator)
     cells = [-(-n // edge) + 1 for n in grid_shape]
     order = torch.rand(batch_size, *cells, generator=generator)

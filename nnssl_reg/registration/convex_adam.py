@@ -40,13 +40,11 @@ def convex_adam(
     forward = one_way(fixed, moving, initial, (fixed_mask, moving_mask), **settings)
     if not symmetric:
         return forward
-    undo = initial.inverse()
-    backward = undo.after(one_way(moving, fixed, undo, (moving_mask, fixed_mask), **settings)).inverse(fixed.grid)
-    points = fixed.grid.points_mm(device=forward.vectors_mm.device)
-    mean = (forward.vectors_mm + undo.apply_dense(points + backward.vectors_mm) - points) / 2
-    to_cells = torch.as_tensor(np.linalg.inv(fixed.grid.affine[:3, :3]), dtype=torch.float32, device=mean.device)
-    field = torch.einsum("ij,jxyz->xyzi", to_cells, mean).contiguous()
-    return _in_mm(unfolded(field, kernels_for(field.device)), fixed.grid)
+    # the fixed cells as the initial transform places them in the moving world, where the other direction is inverted
+    placed = Grid(fixed.grid.shape, initial.matrix @ fixed.grid.affine)
+    backward = one_way(moving, fixed, initial.inverse(), (moving_mask, fixed_mask), **settings).inverse(placed)
+    mean = (_in_cells(forward) + _in_cells(backward)) / 2
+    return _in_mm(unfolded(mean, kernels_for(mean.device)), fixed.grid)
 
 
 def one_way(
@@ -87,6 +85,13 @@ def _in_mm(field: torch.Tensor, grid: Grid) -> DisplacementField:
     """A field (X, Y, Z, 3) in cells of grid as a displacement field."""
     linear = torch.as_tensor(grid.affine[:3, :3].copy(), dtype=torch.float32, device=field.device)
     return DisplacementField(torch.einsum("ij,xyzj->ixyz", linear, field).contiguous(), grid)
+
+
+def _in_cells(field: DisplacementField) -> torch.Tensor:
+    """The vectors of a field (X, Y, Z, 3) in cells of its grid."""
+    linear = np.linalg.inv(field.grid.affine[:3, :3])
+    linear = torch.as_tensor(linear, dtype=torch.float32, device=field.vectors_mm.device)
+    return torch.einsum("ij,jxyz->xyzi", linear, field.vectors_mm).contiguous()
 
 
 def kernels_for(device: torch.device) -> ModuleType:

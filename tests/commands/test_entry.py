@@ -92,13 +92,18 @@ def test_a_bug_is_not_hidden(command):
         command(failing(KeyError("bug")))
 
 
-def test_ctrl_c_ends_with_130_and_says_that_a_rerun_goes_on(command, capsys):
+def test_ctrl_c_ends_with_130_and_says_what_is_kept(command, capsys):
     assert command(failing(KeyboardInterrupt())) == 130
     assert "what it had finished is kept" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("flag", ["--featurs", "--feat", "-xyz"])
-def test_a_mistyped_flag_is_refused(command, capsys, flag):
+@pytest.mark.parametrize(("flag", "meant"), [("--featurs", "--features"), ("--feat", "--features"), ("-init", "--init")])
+def test_a_mistyped_option_is_refused_with_what_may_be_meant(command, capsys, flag, meant):
     with pytest.raises(SystemExit) as stop:
         command(lambda args: 0, flag, "mind")
-    assert stop.value.code == 2 and "unrecognized arguments" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and f"there is no option {flag}" in said and meant in said.split("did you mean")[1]
+
+
+def test_negative_numbers_are_values_not_options(command):
+    assert command(lambda args: args.limit + 5, "-limit", "-3") == 2

@@ -232,3 +232,21 @@ def test_tiny_images_are_registered(folder, turned_grid, body_image, shape, init
     assert run_pair(folder, "--init", init, fixed="tiny.nii.gz", moving="tiny.nii.gz") == ""
     field = read_field(folder / "out" / "x_field.nii.gz")
     assert field.grid.shape == shape and not field.vectors_mm.any()
+
+
+@pytest.mark.parametrize("features", ["dino", "dino+mind"])
+def test_learned_features_register_with_the_settings_of_their_model(folder, model_folder, features, capsys):
+    model = model_folder(folder / "results")
+    assert run_pair(folder, "-results", folder / "results", "--features", features) == ""
+    assert f"Model: {model}" in capsys.readouterr().out
+    settings = json.loads((folder / "out" / "x.json").read_text())["settings"]
+    assert settings["features"] == features and settings["model"] == str(model)
+    assert settings["plans"]["features"]["components"] == 6 and settings["plans"]["registration"]["search_radius_mm"] == 32
+    assert run_pair(folder, "-results", folder / "results", "--features", features, moving="fixed.nii.gz") == ""
+    assert not read_field(folder / "out" / "x_field.nii.gz").vectors_mm.any()
+
+
+def test_an_image_below_one_patch_is_padded_for_the_encoder(folder, turned_grid, body_image, model_folder):
+    write_image(folder / "tiny.nii.gz", body_image(turned_grid((3, 3, 3), 3.0), radii_mm=(5.0, 5.0, 5.0)))
+    assert run_pair(folder, "--model", model_folder(folder / "results"), fixed="tiny.nii.gz") == ""
+    assert read_field(folder / "out" / "x_field.nii.gz").grid.shape == (3, 3, 3)

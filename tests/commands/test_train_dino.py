@@ -15,25 +15,34 @@ from nnssl_reg.commands import train_dino
 from nnssl_reg.commands.entry import main
 from nnssl_reg.commands.preprocess import image_plan_fingerprint
 from nnssl_reg.geometry.grid import Grid
+from nnssl_reg.geometry.image import Image
 from nnssl_reg.imageio.case_store import CaseProperties, GridRecord, write_case
 from nnssl_reg.imageio.json_files import write_json
-from nnssl_reg.planning.plans import (
-    ChannelPlan,
-    Configuration,
-    FeaturesPlan,
-    ImagePlan,
-    NetworkPlan,
-    Plans,
-    PretrainingPlan,
-    RegistrationPlan,
-)
+from nnssl_reg.planning.fingerprint import case_fingerprint, merge
+from nnssl_reg.planning.planner import plan
+from nnssl_reg.planning.plans import Configuration, Plans
 from nnssl_reg.pretraining.checkpoint import checkpoint_path, load_encoder, read_info
 
 DATASET = "Dataset999_Waves"
-CONFIGURATION = Configuration(
-    ImagePlan((1.0, 1.0, 1.0), (12, 12, 16), 0.0, {"0": ChannelPlan("MR", "mr", None, None, None)}),
-    NetworkPlan(embed_dim=24, depth=1, num_heads=2, patch_size=(4, 4, 4), register_tokens=1, drop_path_rate=0.0),
-    PretrainingPlan(
+
+
+def planned() -> Configuration:
+    """What the planner says for small images of noise."""
+    rng = np.random.default_rng(0)
+    image = Image(rng.uniform(0, 100, (1, 12, 12, 16)).astype(np.float32), Grid((12, 12, 16), np.eye(4)))
+    measured = {f"Case_{i:04d}": case_fingerprint(image, "0", "MR") for i in range(9)}
+    return plan(merge(DATASET, measured, {"0": "MR"}), 8).configurations["3d_fullres"]
+
+
+TINY = planned()
+CONFIGURATION = replace(
+    TINY,
+    image=replace(TINY.image, spacing_mm=(1.0, 1.0, 1.0)),
+    network=replace(
+        TINY.network, embed_dim=24, depth=1, num_heads=2, patch_size=(4, 4, 4), register_tokens=1, drop_path_rate=0.0
+    ),
+    pretraining=replace(
+        TINY.pretraining,
         crop_size=(8, 8, 8), batch_size=2, steps=4, steps_per_epoch=2, prototypes=16, head_hidden_dim=8,
         head_bottleneck_dim=8, learning_rate=1e-3, final_learning_rate=1e-5, warmup_steps=2, layer_decay=0.9,
         weight_decay=0.04, final_weight_decay=0.2, gradient_clip=3.0, teacher_momentum=0.9, final_teacher_momentum=0.99,
@@ -42,8 +51,6 @@ CONFIGURATION = Configuration(
         visible_weight=1.0, koleo_weight=0.1, zoom=(0.9, 1.1), rotation_degrees=10.0, intensity_strength=1.0,
         foreground_share=0.5, workers=0,
     ),
-    FeaturesPlan((16, 16, 16), 0.25, (1, 1, 1), 12, (1.0, 1.0, 1.0), 1, 2, (2, 2, 2)),
-    RegistrationPlan(4.0, 8.0, 1, 10, 0.2, 1.0, 1, "identity"),
 )  # fmt: skip
 
 
@@ -134,9 +141,9 @@ def test_a_dry_run_says_memory_time_and_disk_and_writes_nothing(folders, capsys)
 
 def test_steps_can_be_fitted_to_the_minutes_there_are(folders, capsys):
     assert train("999", "-fit_minutes", "0.02") == 0
-    plan = load_encoder(output(folders), "cpu")[0].pretraining
-    assert f"{plan.steps} steps fit into 0.02 minutes" in capsys.readouterr().out
-    assert plan.steps >= 10 and plan.warmup_steps == plan.steps // 2
+    fitted = load_encoder(output(folders), "cpu")[0].pretraining
+    assert f"{fitted.steps} steps fit into 0.02 minutes" in capsys.readouterr().out
+    assert fitted.steps >= 10 and fitted.warmup_steps == fitted.steps // 2
 
 
 def test_the_time_limit_saves_and_says_how_to_go_on(folders, capsys):

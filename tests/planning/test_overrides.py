@@ -1,33 +1,26 @@
 """--set section.name=value: read as the field's type, or refused with what was meant."""
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 
+from nnssl_reg.geometry.grid import Grid
+from nnssl_reg.geometry.image import Image
+from nnssl_reg.planning.fingerprint import case_fingerprint, merge
 from nnssl_reg.planning.overrides import apply_overrides, with_steps
-from nnssl_reg.planning.plans import (
-    ChannelPlan,
-    Configuration,
-    FeaturesPlan,
-    ImagePlan,
-    NetworkPlan,
-    PretrainingPlan,
-    RegistrationPlan,
-)
+from nnssl_reg.planning.planner import plan
+from nnssl_reg.planning.plans import Configuration
 
 
-@pytest.fixture
-def configuration() -> Configuration:
-    pretraining = PretrainingPlan(
-        (32, 32, 32), 8, 1000, 100, 1024, 512, 128, 1e-3, 1e-5, 100, 0.9, 0.04, 0.2, 3.0, 0.99, 0.998, 0.1, 0.04, 0.07, 400,
-        "sinkhorn", (0.3, 0.6), 256, 1.0, 1.0, 0.5, 0.1, (0.8, 1.25), 10.0, 1.0, 0.7, 1,
-    )  # fmt: skip
-    return Configuration(
-        ImagePlan((1.0, 1.0, 1.0), (40, 50, 40), 0.0, {"0": ChannelPlan("CT", "ct", -900.0, 400.0, None)}),
-        NetworkPlan(192, 8, 4, (4, 4, 4), 4, 0.0),
-        pretraining,
-        FeaturesPlan((64, 64, 64), 0.25, (1, 1, 1), 12, (1.0, 1.0, 1.0), 1, 2, (2, 2, 2)),
-        RegistrationPlan(8.0, 16.0, 1, 80, 0.2, 1.0, 3, "auto"),
-        {"pretraining.steps": "why"},
-    )
+@pytest.fixture(name="configuration")
+def planned() -> Configuration:
+    rng = np.random.default_rng(0)
+    image = Image(rng.uniform(0, 100, (1, 40, 50, 40)).astype(np.float32), Grid((40, 50, 40), np.eye(4)))
+    measured = {"Case_0001": case_fingerprint(image, "0", "MR")}
+    configuration = plan(merge("Dataset999_Noise", measured, {"0": "MR"}), 8).configurations["3d_fullres"]
+    steps = {"steps": 1000, "steps_per_epoch": 100, "warmup_steps": 100, "teacher_temperature_steps": 400}
+    return replace(configuration, pretraining=replace(configuration.pretraining, **steps))
 
 
 def test_values_are_read_as_the_fields_type(configuration):

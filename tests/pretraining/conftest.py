@@ -1,6 +1,5 @@
 """A tiny configuration and a tiny store of cases to train on."""
 
-import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,19 +8,25 @@ import pytest
 import torch
 
 from nnssl_reg.geometry.grid import Grid
+from nnssl_reg.geometry.image import Image
 from nnssl_reg.imageio.case_store import CaseProperties, GridRecord, write_case
-from nnssl_reg.planning.plans import (
-    ChannelPlan,
-    Configuration,
-    FeaturesPlan,
-    ImagePlan,
-    NetworkPlan,
-    PretrainingPlan,
-    RegistrationPlan,
-)
+from nnssl_reg.planning.fingerprint import case_fingerprint, merge
+from nnssl_reg.planning.planner import plan
+from nnssl_reg.planning.plans import Configuration, PretrainingPlan
 from nnssl_reg.pretraining.trainer import Run
 
-PRETRAINING = PretrainingPlan(
+
+def planned() -> Configuration:
+    """What the planner says for small images of noise."""
+    rng = np.random.default_rng(0)
+    image = Image(rng.uniform(0, 100, (1, 14, 12, 16)).astype(np.float32), Grid((14, 12, 16), np.eye(4)))
+    measured = {f"Case_{i:04d}": case_fingerprint(image, "0", "MR") for i in range(5)}
+    return plan(merge("Dataset999_Waves", measured, {"0": "MR"}), 8).configurations["3d_fullres"]
+
+
+TINY = planned()
+PRETRAINING = replace(
+    TINY.pretraining,
     crop_size=(8, 8, 8), batch_size=4, steps=6, steps_per_epoch=3, prototypes=32, head_hidden_dim=16, head_bottleneck_dim=8,
     learning_rate=1e-3, final_learning_rate=1e-5, warmup_steps=2, layer_decay=0.9, weight_decay=0.04, final_weight_decay=0.2,
     gradient_clip=3.0, teacher_momentum=0.9, final_teacher_momentum=0.99, student_temperature=0.1, teacher_temperature=0.04,
@@ -30,12 +35,13 @@ PRETRAINING = PretrainingPlan(
     intensity_strength=1.0, foreground_share=0.5, workers=0,
 )  # fmt: skip
 
-CONFIGURATION = Configuration(
-    image=ImagePlan((1.0, 1.0, 1.0), (14, 12, 16), 0.0, {"0": ChannelPlan("MR", "mr", None, None, None)}),
-    network=NetworkPlan(embed_dim=24, depth=2, num_heads=2, patch_size=(4, 4, 4), register_tokens=2, drop_path_rate=0.1),
+CONFIGURATION = replace(
+    TINY,
+    image=replace(TINY.image, spacing_mm=(1.0, 1.0, 1.0)),
+    network=replace(
+        TINY.network, embed_dim=24, depth=2, num_heads=2, patch_size=(4, 4, 4), register_tokens=2, drop_path_rate=0.1
+    ),
     pretraining=PRETRAINING,
-    features=FeaturesPlan((16, 16, 16), 0.25, (1, 1, 1), 12, (1.0, 1.0, 1.0), 1, 2, (2, 2, 2)),
-    registration=RegistrationPlan(4.0, 8.0, 1, 10, 0.2, 1.0, 1, "identity"),
 )
 
 
@@ -63,8 +69,8 @@ def run(tmp_path: Path) -> Run:
     return Run(CONFIGURATION, "3d_fullres", "Dataset999_Waves", tmp_path / "cases", names, 3, torch.device("cpu"))
 
 
-@pytest.fixture
-def plan() -> PretrainingPlan:
+@pytest.fixture(name="plan")
+def pretraining_plan() -> PretrainingPlan:
     return PRETRAINING
 
 
@@ -83,6 +89,3 @@ def change():
         )
 
     return changed
-
-
-LN_K = math.log(PRETRAINING.prototypes)

@@ -46,11 +46,13 @@ def undone(points: torch.Tensor) -> torch.Tensor:
     return guess
 
 
+@pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.parametrize(("stride", "size"), SIZES)
-def test_no_motion_gives_exactly_no_motion(turned_grid, textured_image, settings, stride, size):
+def test_no_motion_gives_exactly_no_motion(turned_grid, textured_image, settings, stride, size, symmetric):
     grid = turned_grid((size, size - 4, size - 2), (1.0, 1.1, 1.2), (10, 20, 30), (300, -40, 700))
     features = mind_features(torch.from_numpy(textured_image(grid).array[0]), grid, 1, 2, (stride,) * 3)
-    assert not convex_adam(features, features, initial=SAME_PLACE, **settings).vectors_mm.any()
+    field = convex_adam(features, features, initial=SAME_PLACE, symmetric=symmetric, **settings)
+    assert not field.vectors_mm.any()
 
 
 @pytest.mark.parametrize(("stride", "size"), SIZES)
@@ -69,21 +71,27 @@ def test_mind_finds_a_shift_by_whole_cells_at_every_coarseness(turned_grid, text
     assert shift_error(convex_adam(*maps, initial=SAME_PLACE, **settings), grid, shift) < 0.1
 
 
-def test_a_known_field_between_an_oblique_anisotropic_and_a_turned_grid_is_recovered(turned_grid, textured_features, settings):
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_a_known_field_between_an_oblique_anisotropic_and_a_turned_grid_is_recovered(
+    turned_grid, textured_features, settings, symmetric
+):
     fixed_grid = turned_grid((30, 28, 16), (2.0, 2.0, 4.0), (20, -15, 30), (50, -20, 10))
     moving_grid = turned_grid((40, 42, 38), (2.2, 1.8, 2.5), (-10, 35, 5), (53, -18, 12))
     fixed, moving = textured_features(fixed_grid), textured_features(moving_grid, undone)
-    field = convex_adam(fixed, moving, initial=SAME_PLACE, **settings | {"search_radius_mm": 16.0})
+    settings |= {"search_radius_mm": 16.0, "symmetric": symmetric}
+    field = convex_adam(fixed, moving, initial=SAME_PLACE, **settings)
     truth = smooth_field(fixed_grid.points_mm())
     error = interior((field.vectors_mm - truth).norm(dim=0)).mean()
     assert error < 0.2 * truth.norm(dim=0).mean() and error < 0.8  # mm; 0.4 of the finest voxel
 
 
-def test_an_initial_transform_is_applied_after_the_deformation(turned_grid, textured_features, settings):
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_an_initial_transform_is_applied_after_the_deformation(turned_grid, textured_features, settings, symmetric):
     """A moving world turned by 90 degrees and 200 mm away, known to the initial transform, changes nothing else."""
     matrix = np.array([[0, -1.0, 0, 200], [1, 0, 0, -30], [0, 0, 1, 5], [0, 0, 0, 1]])
     grid = turned_grid((24, 22, 20), 2.0)
     fixed, moving = textured_features(grid), textured_features(grid, moved_by((3.0, 1.0, 2.0)))
+    settings |= {"symmetric": symmetric}
     elsewhere = FeatureMap(moving.values, Grid(grid.shape, matrix @ grid.affine))
     one = convex_adam(fixed, moving, initial=SAME_PLACE, **settings)
     two = convex_adam(fixed, elsewhere, initial=AffineTransform(matrix), **settings)
@@ -134,6 +142,14 @@ def test_what_a_mask_leaves_out_does_not_change_the_field(turned_grid, textured_
     assert (one.vectors_mm[:, 4:9, 6:-5, 5:-5] - torch.tensor([3.0, -2.0, 1.0]).view(3, 1, 1, 1)).norm(dim=0).mean() < 0.3
 
 
+def test_symmetric_registration_gives_inverse_fields_when_the_images_change_places(turned_grid, textured_features, settings):
+    grid = turned_grid((26, 24, 22), 2.0)
+    maps = textured_features(grid), textured_features(grid, undone)
+    settings |= {"initial": SAME_PLACE, "symmetric": True}
+    there, back = convex_adam(*maps, **settings), convex_adam(*maps[::-1], **settings)
+    assert interior(there.compose(back).vectors_mm.norm(dim=0)).mean() < 0.1  # mm, of 4 mm
+
+
 def test_a_rerun_gives_the_same_field_to_the_last_bit(turned_grid, textured_features, settings):
     grid = turned_grid((16, 14, 12), 2.0)
     maps = textured_features(grid), textured_features(grid, undone)
@@ -174,3 +190,16 @@ def test_cells_map_to_cells_through_the_world(turned_grid):
 def test_blocks_are_near_cubes_in_millimetres_and_never_larger_than_the_image():
     assert blocks_and_radius((2.0, 2.0, 6.0), (40, 40, 12), 12.0, 24.0) == ([6, 6, 2], [2, 2, 2])
     assert blocks_and_radius((2.0, 2.0, 6.0), (40, 3, 1), 12.0, 60.0) == ([6, 3, 1], [5, 1, 1])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_the_gpu_finds_the_field_of_the_cpu(turned_grid, textured_features, settings, symmetric):
+    fixed_grid, moving_grid = turned_grid((26, 24, 22), 2.0, (10, 20, 5)), turned_grid((28, 30, 26), 2.1, (0, 5, 30))
+    maps = textured_features(fixed_grid), textured_features(moving_grid, undone)
+    mask = torch.ones(fixed_grid.shape, dtype=torch.bool)
+    mask[:6] = False
+    settings |= {"initial": SAME_PLACE, "symmetric": symmetric}
+    there = [FeatureMap(m.values.cuda(), m.grid) for m in maps]
+    one, two = convex_adam(*maps, fixed_mask=mask, **settings), convex_adam(*there, fixed_mask=mask.cuda(), **settings)
+    assert two.vectors_mm.is_cuda and interior((one.vectors_mm - two.vectors_mm.cpu()).norm(dim=0)).mean() < 0.1

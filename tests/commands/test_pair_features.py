@@ -1,0 +1,94 @@
+"""Features of the images of a run: each image once, the right normalisation, the right grids."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from nnssl_reg.commands import pair_features
+from nnssl_reg.commands.pair_features import FeatureStore, Model, channel_key
+from nnssl_reg.geometry.image import Image
+from nnssl_reg.imageio.images import read_image, write_image
+from nnssl_reg.planning.plans import ChannelPlan
+from nnssl_reg.pretraining.checkpoint import load_encoder
+from nnssl_reg.registration.convex_adam import feature_scale
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def store_of(model_folder, tmp_path):
+    """store_of(kind, channels) -> a FeatureStore with a tiny model."""
+
+    def make(kind: str, channels=("MR",)) -> FeatureStore:
+        folder = model_folder(tmp_path / "results", channels=channels)
+        configuration, encoder = load_encoder(folder, CPU)
+        return FeatureStore(kind, configuration.features, Model(folder, configuration, encoder), CPU)
+
+    return make
+
+
+@pytest.fixture
+def files(tmp_path, turned_grid, body_image) -> list[Path]:
+    paths = [tmp_path / f"{i}.nii.gz" for i in range(4)]
+    for i, path in enumerate(paths):
+        write_image(path, body_image(turned_grid((26, 24, 22), (4.0, 4.2, 4.5), (0, 4, 30 * i)), shortest_mm=12 + i))
+    return paths
+
+
+def test_each_image_is_read_and_encoded_once_for_consecutive_pairs(store_of, files, monkeypatch):
+    read = []
+    monkeypatch.setattr(pair_features, "read_image", lambda path, **k: (read.append(path), read_image(path, **k))[1])
+    store = store_of("dino")
+    for fixed, moving in zip(files, files[1:]):
+        store.pair(store.of(fixed, "MR"), store.of(moving, "MR"))
+    assert read == files
+
+
+def test_kinds_of_features_have_their_channels_and_grids(store_of, files):
+    maps = {}
+    for kind in ("mind", "dino", "dino+mind"):
+        store = store_of(kind)
+        images = [store.of(path, None) for path in files[:2]]
+        maps[kind] = store.pair(*images)
+    assert [maps[kind][0].values.shape[0] for kind in maps] == [12, 6, 18]
+    assert np.allclose(maps["dino"][0].grid.spacing_mm, 16) and np.allclose(maps["mind"][0].grid.spacing_mm, 8)
+    assert maps["dino+mind"][1].grid == maps["mind"][1].grid
+    shares = [
+        feature_scale(maps["dino+mind"][0].values[s], maps["dino+mind"][1].values[s]) ** 2 for s in (slice(6), slice(6, 18))
+    ]
+    assert abs(shares[1] - 0.5) < 0.01 and abs(shares[0] - 0.5) < 0.25  # the learned ones are resampled, hence smoother
+
+
+def test_features_of_an_oblique_image_lie_along_the_axes_of_the_world(store_of, files):
+    straight, turned = (store_of("dino").of(path, None) for path in files[:2])
+    for features in (turned.mind, turned.tokens):
+        assert features.grid.obliqueness_degrees() < 1e-3
+    assert np.isclose(straight.mind.grid.obliqueness_degrees(), 4, atol=1e-3)
+
+
+CHANNELS = {"0": ChannelPlan("CT", "ct", -1000, 1000, None), "1": ChannelPlan("T1", "mr", None, None, None),
+            "2": ChannelPlan("T2", "mr", None, None, None)}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "low", "key"), [
+    ("CT", 0, "0"), ("t2", 0, "2"), ("T1", -1000, "1"), ("FLAIR", 0, "1"), (None, -1000, "0"), (None, 0, "1"),
+])  # fmt: skip
+def test_the_channel_is_chosen_by_name_then_by_intensities(turned_grid, name, low, key):
+    image = Image(np.linspace(low, 500, 125, dtype=np.float32).reshape(1, 5, 5, 5), turned_grid((5, 5, 5), 1.0))
+    assert channel_key(CHANNELS, name, image, Path("x.nii.gz")) == key
+    assert channel_key({"0": CHANNELS["0"]}, name, image, Path("x.nii.gz")) == "0"
+
+
+def test_a_modality_that_the_model_does_not_know_is_named(turned_grid):
+    image = Image(np.linspace(-1000, 500, 125, dtype=np.float32).reshape(1, 5, 5, 5), turned_grid((5, 5, 5), 1.0))
+    with pytest.raises(ValueError, match="x.nii.gz: the model knows T1, T2"):
+        channel_key({k: CHANNELS[k] for k in "12"}, None, image, Path("x.nii.gz"))
+
+
+def test_an_image_that_does_not_look_like_its_channel_is_warned_about(store_of, files, caplog):
+    image = read_image(files[0])
+    write_image(files[0], Image(image.array - image.array.min(), image.grid))
+    store_of("dino", ("CT",)).of(files[0], "CT")
+    assert "0.nii.gz is named CT, but its intensities run from" in caplog.text
