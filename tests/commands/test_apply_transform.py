@@ -57,7 +57,9 @@ def apply(folder, *flags) -> int:
 
 @pytest.mark.parametrize("transform", ["transform.h5", "field.nii.gz"])
 def test_an_image_is_warped_as_by_simpleitk(folder, transform):
-    assert apply(folder, "-t", folder / "transform.h5", "-i", folder / "moving.nii.gz") == 0
+    write_image(folder / "fixed.nii.gz", Image(ramp(world(FIXED))[None], FIXED))
+    reference = ["-r", folder / "fixed.nii.gz"] if transform.endswith(".h5") else []
+    assert apply(folder, "-t", folder / transform, "-i", folder / "moving.nii.gz", *reference) == 0
     ours = sitk.ReadImage(str(folder / "out" / "moving_warped.nii.gz"))
     moving, truth = sitk.ReadImage(str(folder / "moving.nii.gz")), sitk.ReadTransform(str(folder / "transform.h5"))
     theirs = sitk.Resample(moving, ours, truth, sitk.sitkLinear, float(sitk.GetArrayViewFromImage(moving).min()))
@@ -67,8 +69,13 @@ def test_an_image_is_warped_as_by_simpleitk(folder, transform):
     assert read_grid(folder / "out" / "moving_warped.nii.gz").matches(FIXED)
 
 
+def test_a_composite_asks_for_the_fixed_grid_that_it_does_not_hold(folder, capsys):
+    assert apply(folder, "-t", folder / "transform.h5", "-i", folder / "moving.nii.gz") == 1
+    assert "-r FIXED" in capsys.readouterr().err
+
+
 def test_labels_keep_type_and_ids_and_the_lost_one_is_named(folder, capsys):
-    assert apply(folder, "-t", folder / "transform.h5", "-i", folder / "moving_label.nii.gz") == 0
+    assert apply(folder, "-t", folder / "field.nii.gz", "-i", folder / "moving_label.nii.gz") == 0
     warped = read_labels(folder / "out" / "moving_label_warped.nii.gz")
     assert warped.array.dtype == np.uint16 and set(np.unique(warped.array)) == {0, 4, 1000}
     out = capsys.readouterr().out
@@ -76,7 +83,7 @@ def test_labels_keep_type_and_ids_and_the_lost_one_is_named(folder, capsys):
 
 
 def test_whole_numbers_can_be_forced_to_be_intensities(folder):
-    assert apply(folder, "-t", folder / "transform.h5", "-i", folder / "moving_label.nii.gz", "--image") == 0
+    assert apply(folder, "-t", folder / "field.nii.gz", "-i", folder / "moving_label.nii.gz", "--image") == 0
     assert len(np.unique(read_image(folder / "out" / "moving_label_warped.nii.gz").array)) > 10
 
 
