@@ -97,7 +97,7 @@ def example_of(kind):
         return {"key": example_of(get_args(kind)[1])}
     if get_origin(kind) is tuple:
         return tuple(example_of(part) for part in get_args(kind))
-    return None if type(None) in get_args(kind) else {int: 3, float: 0.5, str: "text"}[kind]
+    return None if type(None) in get_args(kind) else {int: 3, float: 0.5, str: "text", bool: True}[kind]
 
 
 def test_plans_come_back_and_those_of_another_version_or_edited_by_hand_are_refused(tmp_path):
