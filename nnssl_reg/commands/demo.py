@@ -34,6 +34,7 @@ TRAINING = {  # small, and eager to leave ln K within minutes on a CPU; the plan
     "pretraining.final_teacher_temperature": 0.03,
     "pretraining.class_weight": 0.1,
     "pretraining.visible_weight": 1,
+    "pretraining.intensity_strength": 0.5,
     "features.window_size": 24,
 }
 LINE = 100  # characters, about, of a shown command
