@@ -149,13 +149,13 @@ def _read(path: Path, args: Namespace) -> Image:
     if args.label:
         return read_labels(path)
     image = read_image(path)
-    if args.image or not _looks_like_labels(image.array):
+    if args.image or not looks_like_labels(image.array):
         return image
     print(f"{path.name} holds few, whole numbers: taken for labels (--image: as intensities).")
     return read_labels(path)
 
 
-def _looks_like_labels(array: np.ndarray) -> bool:
+def looks_like_labels(array: np.ndarray) -> bool:
     """Whether there are only a few different values, all of them whole numbers from 0."""
     some = array[:, ::4, ::4, ::4]
     if some.min() < 0 or not np.array_equal(some, np.rint(some)) or len(np.unique(some)) > MOST_LABELS:

@@ -107,25 +107,37 @@ def _model(parser: ArgumentParser) -> None:
 
 
 def _register(parser: ArgumentParser) -> None:
-    source = parser.add_argument_group("what to register (a json of pairs, or two files)")
-    source.add_argument("-i", metavar="JSON", help="list of {fixed, moving, fixed_label?, moving_label?, ...} or dataset.json")
-    source.add_argument("-f", metavar="FIXED", help="fixed image")
-    source.add_argument("-m", metavar="MOVING", help="moving image")
-    source.add_argument("-fl", metavar="LABEL", help="label of the fixed image")
-    source.add_argument("-ml", metavar="LABEL", help="label of the moving image")
-    parser.add_argument("-o", metavar="FOLDER", help="output; default: a folder beside the input")
+    _what_to_register(parser)
+    parser.add_argument("-o", metavar="FOLDER", help="output; default: a folder beside the json, or in the current folder")
     parser.add_argument("--features", choices=("dino", "mind", "dino+mind"), help="default: dino with a model, else mind")
     _model(parser)
     parser.add_argument("--init", choices=("auto", "identity", "center", "moments", "affine"),
                         help="initial alignment; default: the plan's, auto")  # fmt: skip
+    parser.add_argument("--regularisation", choices=("weak", "medium", "strong"),
+                        help="how stiff: half the planned smoothness, as planned (default), three times")  # fmt: skip
+    parser.add_argument("--diffeomorphic", action="store_true", help="a field that folds nowhere and has an inverse")
     parser.add_argument("-device", default=None, help=DEVICES)
     parser.add_argument("-limit", type=int, default=None, metavar="N", help="the first N pairs only")
+    parser.add_argument("-num_parts", "--num_parts", type=int, default=1, metavar="N", help="share the pairs among N runs ...")
+    parser.add_argument("-part_id", "--part_id", type=int, default=0, metavar="K", help="... of which this is number K, from 0")
+    parser.add_argument("--overwrite", action="store_true", help="register again what is there already")
     parser.add_argument("-volume", type=int, default=None, metavar="N", help="which volume of a 4-D file")
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="SECTION.NAME=VALUE",
                         help="change a plan value for this run, e.g. registration.smoothness=1")  # fmt: skip
     parser.add_argument("--no_figures", action="store_true", help="write no pictures")
     parser.add_argument("--no_pbar", action="store_true", help="no progress bar")
     _folders(parser, "results")
+
+
+def _what_to_register(parser: ArgumentParser) -> None:
+    source = parser.add_argument_group("what to register (a json of pairs, or two files)")
+    source.add_argument("-i", metavar="JSON", help="list of {fixed, moving, fixed_label?, moving_label?, ...} or dataset.json")
+    source.add_argument("-f", metavar="FIXED", help="fixed image")
+    source.add_argument("-m", metavar="MOVING", help="moving image")
+    source.add_argument("-fl", metavar="LABEL", help="label of the fixed image")
+    source.add_argument("-ml", metavar="LABEL", help="label of the moving image")
+    source.add_argument("-fmask", metavar="MASK", help="where the fixed image counts (above 0)")
+    source.add_argument("-mmask", metavar="MASK", help="where the moving image counts (above 0)")
 
 
 def _apply_transform(parser: ArgumentParser) -> None:

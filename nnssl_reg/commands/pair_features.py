@@ -1,6 +1,7 @@
-"""Feature maps of the images of a run, each image read and encoded once however many pairs it is in."""
+"""Feature maps of the images of a run, each image encoded once however many pairs it is in, within bounds of memory."""
 
 import logging
+import math
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from nnssl_reg.commands.case_pool import free_memory
 from nnssl_reg.features.encode import encode
 from nnssl_reg.features.mind import mind_features
 from nnssl_reg.features.pca import joined, joint_pca
@@ -25,6 +27,7 @@ from nnssl_reg.registration.convex_adam import feature_scale
 log = logging.getLogger("nnssl_reg")
 OBLIQUE_DEGREES = 10.0  # beyond it, features along the array's axes would no longer match those along the world's
 DINO_SHARE = 0.5  # of the learned features in the joined squared feature distance
+KEPT_SHARE = 0.2  # of the free memory, for images and features that a later pair may want again
 
 
 @dataclass(frozen=True)
@@ -46,21 +49,35 @@ class ImageFeatures:
 
 
 class FeatureStore:
-    """Reads and encodes images on demand and keeps the last few."""
+    """Encodes images on demand and keeps them while memory allows: the last two always, older ones within kept_bytes.
 
-    def __init__(self, kind: str, plan: FeaturesPlan, model: Model | None, device: torch.device, volume: int | None = None):
+    kept_bytes: None: a share of the memory that is free now, on the computer and on the device.
+    """
+
+    def __init__(self, kind: str, plan: FeaturesPlan, model: Model | None, device: torch.device, volume: int | None = None,
+                 kept_bytes: float | None = None):  # fmt: skip
         self.kind, self.plan, self.model, self.device, self.volume = kind, plan, model, device, volume
+        self.kept_bytes = _kept_bytes(device) if kept_bytes is None else kept_bytes
         self._kept: OrderedDict[tuple[Path, str | None], ImageFeatures] = OrderedDict()
 
-    def of(self, path: Path, channel_name: str | None) -> ImageFeatures:
-        """The features of an image file; channel_name ("CT", "MR") chooses the normalisation for a model."""
-        key = (path.resolve(), channel_name)
+    def of(self, name: str | Path, channel_name: str | None, image: Image | None = None) -> ImageFeatures:
+        """The features of an image: a file, read here without `image`, or one in memory that is called `name`.
+
+        channel_name ("CT", "MR") chooses the normalisation for a model.
+        """
+        key = (Path(name).resolve(), channel_name)
         if key not in self._kept:
-            self._kept[key] = self._computed(path, channel_name)
-            while len(self._kept) > 2:  # the two images of a pair; in a chain of pairs one of them serves the next
-                self._kept.popitem(last=False)
+            self._kept[key] = self._computed(self.read(Path(name)) if image is None else image, Path(name), channel_name)
         self._kept.move_to_end(key)
+        while len(self._kept) > 2 and sum(map(_bytes_of, self._kept.values())) > self.kept_bytes:
+            self._kept.popitem(last=False)
         return self._kept[key]
+
+    def read(self, path: Path) -> Image:
+        """The image of a file, from what is kept if it is there. May be called from another thread."""
+        path = Path(path)
+        kept = [features.image for (name, _), features in list(self._kept.items()) if name == path.resolve()]
+        return kept[0] if kept else read_image(path, volume=self.volume)
 
     def pair(self, fixed: ImageFeatures, moving: ImageFeatures) -> tuple[FeatureMap, FeatureMap]:
         """The two feature maps to register, as the kind of features says."""
@@ -73,8 +90,7 @@ class FeatureStore:
         scales = [feature_scale(a.values, b.values) for a, b in (learned, mind)]
         return joined(learned, mind, scales, DINO_SHARE)
 
-    def _computed(self, path: Path, channel_name: str | None) -> ImageFeatures:
-        image = read_image(path, volume=self.volume)
+    def _computed(self, image: Image, path: Path, channel_name: str | None) -> ImageFeatures:
         upright = image.canonical()
         if image.grid.obliqueness_degrees() > OBLIQUE_DEGREES:
             upright = resample(image, image.grid.world_aligned(), fill=float(image.array.min()))
@@ -94,6 +110,16 @@ class FeatureStore:
         case = preprocess_image(image, plan, key)
         return encode(case.image, self.model.encoder, window_size=self.plan.window_size, device=self.device,
                       window_overlap=self.plan.window_overlap, token_shifts=self.plan.token_shifts)  # fmt: skip
+
+
+def _kept_bytes(device: torch.device) -> float:
+    on_device = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else math.inf
+    return KEPT_SHARE * min(free_memory(), on_device)
+
+
+def _bytes_of(features: ImageFeatures) -> int:
+    maps = [f.values for f in (features.mind, features.tokens) if f is not None]
+    return features.image.array.nbytes + sum(values.nbytes for values in maps)
 
 
 def channel_key(channels, channel_name: str | None, image: Image, path: Path) -> str:

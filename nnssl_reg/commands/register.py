@@ -1,73 +1,120 @@
 """nnssl_register: pairs of images in, warped images, transforms, pictures and scores out."""
 
-import importlib.metadata
 import logging
-import time
+import os
 from argparse import Namespace
-from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
-import torch
 from tqdm import tqdm
 
+from nnssl_reg.commands.finished_pairs import finished_result, inputs_of
 from nnssl_reg.commands.model_choice import choose_model
-from nnssl_reg.commands.pair_features import FeatureStore, Model
 from nnssl_reg.commands.pair_outputs import write_pair
+from nnssl_reg.commands.pair_reader import PairReader
+from nnssl_reg.commands.pair_writer import PairWriter, write_whole
 from nnssl_reg.commands.register_pair import register_pair
+from nnssl_reg.commands.registration_setup import Setup, device_called, make_setup
 from nnssl_reg.commands.results import write_results
 from nnssl_reg.evaluation.summary import PairResult
 from nnssl_reg.geometry.grid import Grid
-from nnssl_reg.imageio.images import read_grid
+from nnssl_reg.imageio.images import file_stem, read_grid
 from nnssl_reg.imageio.pairs import Pair, default_pair_id, read_pairs
-from nnssl_reg.planning.image_plan import RegistrationSettings, plan_images
-from nnssl_reg.planning.overrides import apply_overrides
-from nnssl_reg.planning.plans import FeaturesPlan, RegistrationPlan
 
-LIBRARIES = ("nnssl_reg", "torch", "numpy", "SimpleITK", "nibabel", "numba")
+# what can be wrong with one pair; RuntimeError: GPU memory, errors of ITK
+PAIR_ERRORS = (ValueError, OSError, RuntimeError, MemoryError)
+log = logging.getLogger("nnssl_reg")
 
 
 def run(args: Namespace) -> int:
     """Register every pair; a failing pair does not stop the others. Exit code 1 if one failed."""
+    _check_numbers(args)
+    every = _pairs(args)
+    pairs = every[: args.limit][args.part_id :: args.num_parts]
+    device = device_called(args.device)
+    out = _output_folder(args)
+    # from all pairs, whatever part of them is done now, so that all parts and later runs use the same numbers
+    setup = make_setup(_readable_grids(every), device, model=(model := choose_model(args, device)),
+                       kind=args.features or ("mind" if model is None else "dino"), init=args.init, overrides=args.overrides,
+                       regularisation=args.regularisation, diffeomorphic=args.diffeomorphic)  # fmt: skip
+    print(setup.told())
+    part = "" if args.num_parts == 1 else f" (part {args.part_id} of 0 ... {args.num_parts - 1})"
+    print(f"Registering {len(pairs)} pair{'s' * (len(pairs) != 1)}{part} with {setup.kind} features on {device}; results go "
+          f"to {out}")  # fmt: skip
+    results = {} if args.overwrite else _finished(pairs, setup, out, args)
+    if results:
+        print(f"{len(results)} of them {'is' if len(results) == 1 else 'are'} there already, made in the same way, and kept "
+              "(--overwrite: register all again).")  # fmt: skip
+    results |= _register([pair for pair in pairs if pair.id not in results], setup, out, args)
+    suffix = "" if args.num_parts == 1 else f"_part{args.part_id}of{args.num_parts}"
+    return write_results(out, [results[pair.id] for pair in pairs], setup.record, suffix)
+
+
+def _register(pairs: list[Pair], setup: Setup, out: Path, args: Namespace) -> dict[str, PairResult]:
+    """Register pairs one after the other, reading ahead and writing behind; an error becomes the pair's row."""
+    results, rows = {}, {pair.id: {"id": pair.id, "fixed": str(pair.fixed), "moving": str(pair.moving)} for pair in pairs}
+    store = setup.store(args.volume)
+    with tqdm(total=len(pairs), unit="pair", disable=args.no_pbar) as bar:
+
+        def over(name: str, found: PairResult | BaseException) -> None:
+            if isinstance(found, BaseException):
+                if not isinstance(found, PAIR_ERRORS):
+                    raise found
+                log.info("%s", name, exc_info=found)
+                found = PairResult(**rows[name], error=(str(found) or type(found).__name__).splitlines()[0])
+            results[name] = found
+            bar.update()
+
+        with PairReader(pairs, store) as reader, PairWriter(over) as writer:
+            for pair, images in reader:
+                try:
+                    settings = _settings(pair, setup, args)
+                    done = register_pair(images.result(), store, setup.registration, is_diffeomorphic=setup.diffeomorphic)
+                except PAIR_ERRORS as error:
+                    over(pair.id, error)
+                    continue
+                writer.write(pair.id, _written, out, pair, done, settings, not args.no_figures)
+                del done, images
+    return results
+
+
+def _written(out: Path, pair: Pair, done, settings: dict, figures: bool) -> PairResult:
+    """Write a pair's files, in the writer's thread: the compiled kernels run in one thread at a time, so never in here."""
+    seconds = sum(done.seconds.values())
+    write = partial(write_pair, pair=pair, done=done, settings=settings, seconds=seconds, figures=figures)
+    return PairResult(pair.id, str(pair.fixed), str(pair.moving), write_whole(out, pair.id, write), seconds)
+
+
+def _settings(pair: Pair, setup: Setup, args: Namespace) -> dict:
+    """The run's settings and what goes into this pair, as its sidecar keeps them."""
+    return setup.record | {"inputs": inputs_of(pair, args.volume)}
+
+
+def _finished(pairs: list[Pair], setup: Setup, out: Path, args: Namespace) -> dict[str, PairResult]:
+    """The rows of pairs that need not be registered again."""
+    wanted = {"warped", "field", "transform"} | (set() if args.no_figures else {"picture"})
+    found = {pair.id: finished_result(out, pair, _settings(pair, setup, args), wanted) for pair in pairs}
+    return {name: result for name, result in found.items() if result is not None}
+
+
+def _check_numbers(args: Namespace) -> None:
     if args.limit is not None and args.limit < 1:
         raise ValueError(f"-limit {args.limit}: at least one pair is needed; leave the flag out for all pairs.")
-    pairs = _pairs(args)[: args.limit]
-    device = _device(args.device)
-    out = _output_folder(args)
-    model = choose_model(args, device)
-    kind = args.features or ("mind" if model is None else "dino")
-    features, registration = _plans(args, pairs, model)
-    settings = _settings(kind, model, device, features, registration)
-    print(f"Registering {len(pairs)} pair{'s' * (len(pairs) != 1)} with {kind} features on {device}; results go to {out}")
-    store = FeatureStore(kind, features, model, device, args.volume)
-    bar = tqdm(pairs, unit="pair", disable=args.no_pbar)
-    results = [_one(pair, store, registration, out, settings, not args.no_figures) for pair in bar]
-    return write_results(out, results, settings)
-
-
-def _one(pair: Pair, store: FeatureStore, plan: RegistrationPlan, out: Path, settings: dict, figures: bool) -> PairResult:
-    """Register one pair and write its files; an error becomes its row."""
-    names = {"id": pair.id, "fixed": str(pair.fixed), "moving": str(pair.moving)}
-    try:
-        started = time.perf_counter()
-        registered = register_pair(pair, store, plan)
-        seconds = time.perf_counter() - started
-        scores = write_pair(out, pair, registered, settings, seconds, figures)
-        return PairResult(**names, scores=scores, seconds=seconds)
-    except (ValueError, OSError, RuntimeError, MemoryError) as error:  # RuntimeError: GPU memory, errors of ITK
-        logging.getLogger("nnssl_reg").info("", exc_info=True)
-        return PairResult(**names, error=(str(error) or type(error).__name__).splitlines()[0])
+    if args.num_parts < 1 or not 0 <= args.part_id < args.num_parts:
+        raise ValueError(f"-num_parts {args.num_parts} -part_id {args.part_id}: of N parts the ids are 0 ... N - 1.")
 
 
 def _pairs(args: Namespace) -> list[Pair]:
     """The pairs of -i, or the one of -f and -m."""
+    own = {"fixed": args.f, "moving": args.m, "fixed_label": args.fl, "moving_label": args.ml, "fixed_mask": args.fmask,
+           "moving_mask": args.mmask}  # fmt: skip
     if args.i is not None:
-        if any(v is not None for v in (args.f, args.m, args.fl, args.ml)):
-            raise ValueError("Give either -i (a json of pairs) or -f and -m (two files), not both.")
+        if any(v is not None for v in own.values()):
+            raise ValueError("Give either -i (a json of pairs) or -f and -m (two files, their labels and masks), not both.")
         return read_pairs(args.i)
     if args.f is None or args.m is None:
         raise ValueError("What should be registered? Give -i PAIRS.json, or -f FIXED and -m MOVING.")
-    paths = {"fixed": args.f, "moving": args.m, "fixed_label": args.fl, "moving_label": args.ml}
-    paths = {key: None if value is None else Path(value).expanduser() for key, value in paths.items()}
+    paths = {key: None if value is None else Path(value).expanduser() for key, value in own.items()}
     missing = [str(p) for p in paths.values() if p is not None and not p.is_file()]
     if missing:
         raise FileNotFoundError(f"These files do not exist: {', '.join(missing)}.")
@@ -75,27 +122,21 @@ def _pairs(args: Namespace) -> list[Pair]:
 
 
 def _output_folder(args: Namespace) -> Path:
-    source = Path(args.i or args.f)
-    out = Path(args.o).expanduser() if args.o else source.parent / f"{source.name.split('.')[0]}_registered"
+    """-o; else beside the json of pairs, or, for two files, in the current folder: images often lie among a data set's."""
+    if args.o:
+        out = Path(args.o).expanduser()
+    elif args.i:
+        out = Path(args.i).parent / f"{Path(args.i).name.split('.')[0]}_registered"
+    else:
+        out = Path.cwd() / f"{file_stem(args.f)}_registered"
     try:
         out.mkdir(parents=True, exist_ok=True)
-        probe = out / ".write_test"
+        probe = out / f".write_test_{os.getpid()}"
         probe.touch()
         probe.unlink()
     except OSError as error:
         raise OSError(f"Cannot write to {out} ({error.strerror}); choose another output folder with -o.") from error
     return out
-
-
-def _plans(args: Namespace, pairs: list[Pair], model: Model | None) -> tuple[FeaturesPlan, RegistrationPlan]:
-    """The model's stored sections, or the planner's rules applied to the images at hand; then --init and --set."""
-    if model is not None:
-        plans = RegistrationSettings(model.configuration.features, model.configuration.registration)
-    else:
-        plans = plan_images(_readable_grids(pairs))
-    plans = apply_overrides(plans, args.overrides)
-    features, registration = plans.features, plans.registration
-    return features, registration if args.init is None else replace(registration, init=args.init)
 
 
 def _readable_grids(pairs: list[Pair]) -> list[Grid]:
@@ -112,21 +153,3 @@ def _readable_grids(pairs: list[Pair]) -> list[Grid]:
     if not grids:
         raise ValueError("No pair can be read: " + "\n".join(problems))
     return grids
-
-
-def _device(name: str | None) -> torch.device:
-    device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if not available.get(device.type, False):
-        raise ValueError(f"-device {name}: there is no such device here; use -device cpu.")
-    return device
-
-
-def _settings(kind: str, model: Model | None, device, features: FeaturesPlan, registration: RegistrationPlan) -> dict:
-    return {
-        "features": kind,
-        "model": None if model is None else str(model.folder),
-        "device": str(device),
-        "plans": {"features": asdict(features), "registration": asdict(registration)},
-        "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},
-    }

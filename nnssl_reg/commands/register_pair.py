@@ -7,19 +7,41 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import torch
 
-from nnssl_reg.commands.pair_features import FeatureStore, ImageFeatures
+from nnssl_reg.commands.pair_features import FeatureStore
 from nnssl_reg.geometry.affine import AffineTransform
 from nnssl_reg.geometry.displacement import DisplacementField
 from nnssl_reg.geometry.grid import Grid
 from nnssl_reg.geometry.image import FeatureMap, Image
 from nnssl_reg.geometry.sampling import gather_nearest
-from nnssl_reg.imageio.images import check_same_grid, read_labels
-from nnssl_reg.imageio.pairs import Pair
 from nnssl_reg.planning.plans import RegistrationPlan
 from nnssl_reg.registration.affine_init import InitialAlignment, initial_alignment
 from nnssl_reg.registration.convex_adam import convex_adam
+from nnssl_reg.registration.diffeomorphic import Diffeomorphism, diffeomorphic
 
 FAR_APART_MM = 500.0  # fields of view this far from overlapping hint at a wrong header
+
+
+@dataclass(frozen=True)
+class Side:
+    """One image of a pair, its label and mask on its grid.
+
+    name: its file, or what messages call it; channel: "CT", "MR", if known.
+    """
+
+    image: Image
+    name: str
+    channel: str | None = None
+    label: Image | None = None
+    mask: Image | None = None
+
+
+@dataclass(frozen=True)
+class PairImages:
+    """A pair of images in memory, and how long reading them took."""
+
+    fixed: Side
+    moving: Side
+    reading_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -27,7 +49,8 @@ class RegisteredPair:
     """What a registration found: moving point = initial(p + deformation(p)) for a fixed point p.
 
     deformation: on a grid a little larger than the fixed image, as coarse as it was computed; field: both, on the fixed
-    image's own grid. seconds: per stage.
+    image's own grid. seconds: per stage. inverse_deformation: of a diffeomorphic deformation, on the same grid, in the fixed
+    world; distance_mm: how far, on average, the diffeomorphic deformation lies from the one that was found.
     """
 
     fixed: Image
@@ -38,34 +61,50 @@ class RegisteredPair:
     deformation: DisplacementField
     field: DisplacementField
     seconds: dict[str, float]
+    inverse_deformation: DisplacementField | None = None
+    distance_mm: float | None = None
+
+    def inverse(self, grid: Grid) -> DisplacementField:
+        """The field that leads moving points back to fixed points, on a grid in the moving world."""
+        if self.inverse_deformation is None:
+            return self.field.inverse(grid)
+        back = self.alignment.transform.inverse().as_field(grid)
+        return back.compose(self.inverse_deformation)
 
 
-def register_pair(pair: Pair, store: FeatureStore, plan: RegistrationPlan) -> RegisteredPair:
-    """Register a pair of files. Raises ValueError or OSError for files that cannot be used."""
-    clock = _Clock()
-    fixed, moving = store.of(pair.fixed, pair.fixed_channel), store.of(pair.moving, pair.moving_channel)
-    labels = [_labels(path, f.image) for path, f in ((pair.fixed_label, fixed), (pair.moving_label, moving))]
+def register_pair(pair: PairImages, store: FeatureStore, plan: RegistrationPlan, *, is_diffeomorphic: bool = False,
+                  start: AffineTransform | None = None) -> RegisteredPair:  # fmt: skip
+    """Register a pair of images. start: instead of the plan's initial alignment. Raises ValueError where they do not meet."""
+    clock = _Clock({"reading": round(pair.reading_seconds, 3)})
+    fixed, moving = (store.of(side.name, side.channel, side.image) for side in (pair.fixed, pair.moving))
     maps = store.pair(fixed, moving)
     clock.lap("features")
-    alignment = initial_alignment(plan.init, fixed.image, moving.image, fixed.mind, moving.mind)
-    _check_overlap(pair, fixed.image, moving.image, alignment.transform)
+    if start is None:
+        alignment = initial_alignment(plan.init, fixed.image, moving.image, fixed.mind, moving.mind)
+    else:
+        alignment = InitialAlignment(start, "given", {})
+    _check_overlap(pair, alignment.transform)
     clock.lap("initial alignment")
-    masks = {f"{side}_mask": _mask(path, f, cells) for side, path, f, cells in
-             (("fixed", pair.fixed_mask, fixed, maps[0]), ("moving", pair.moving_mask, moving, maps[1]))}  # fmt: skip
+    masks = {f"{name}_mask": _mask_of_cells(side, cells)
+             for name, side, cells in (("fixed", pair.fixed, maps[0]), ("moving", pair.moving, maps[1]))}  # fmt: skip
     settings = {key: value for key, value in asdict(plan).items() if key != "init"}
     found = convex_adam(*maps, initial=alignment.transform, **settings, **masks)
     clock.lap("convex adam")
-    deformation = found.on(_covering(found.grid, fixed.image.grid))
+    smooth = diffeomorphic(found) if is_diffeomorphic else Diffeomorphism(found, None, None)
+    covering = _covering(found.grid, fixed.image.grid)
+    deformation = smooth.forward.on(covering)
     field = alignment.transform.after(deformation.on(fixed.image.grid))
+    inverse = None if smooth.inverse is None else smooth.inverse.on(covering)
     clock.lap("field")
-    return RegisteredPair(fixed.image, moving.image, *labels, alignment, deformation, field, clock.seconds)
+    return RegisteredPair(fixed.image, moving.image, pair.fixed.label, pair.moving.label, alignment, deformation, field,
+                          clock.seconds, inverse, smooth.distance_mm)  # fmt: skip
 
 
 class _Clock:
     """Seconds of named stages, one after the other."""
 
-    def __init__(self):
-        self.seconds: dict[str, float] = {}
+    def __init__(self, seconds: dict[str, float]):
+        self.seconds = seconds
         self._last = time.perf_counter()
 
     def lap(self, name: str) -> None:
@@ -74,36 +113,29 @@ class _Clock:
         self._last = now
 
 
-def _labels(path, image: Image) -> Image | None:
-    if path is None:
+def _mask_of_cells(side: Side, cells: FeatureMap) -> torch.Tensor | None:
+    """The mask of an image as bool at the centres of feature cells (X, Y, Z)."""
+    if side.mask is None:
         return None
-    label = read_labels(path)
-    check_same_grid(image, label, name=str(path))
-    return label
-
-
-def _mask(path, features: ImageFeatures, cells: FeatureMap) -> torch.Tensor | None:
-    """A mask file as bool at the centres of feature cells (X, Y, Z)."""
-    if path is None:
-        return None
-    mask = _labels(path, features.image)
-    values = gather_nearest((mask.array > 0).astype(np.uint8), mask.grid, cells.grid.points_mm(), 0)[0]
+    values = gather_nearest((side.mask.array > 0).astype(np.uint8), side.mask.grid, cells.grid.points_mm(), 0)[0]
     if not values.any():
-        raise ValueError(f"{path}: the mask is empty, so nothing could be registered; give another or none.")
+        raise ValueError(f"{side.name}: its mask holds the centre of no feature cell ({cells.grid}), so nothing could be "
+                         "registered; give a larger one or none.")  # fmt: skip
     return torch.from_numpy(values > 0).to(cells.values.device)
 
 
-def _check_overlap(pair: Pair, fixed: Image, moving: Image, transform: AffineTransform) -> None:
+def _check_overlap(pair: PairImages, transform: AffineTransform) -> None:
     """Refuse a start where the images do not meet; warn where their headers lie far apart."""
-    gap = _gap_mm(fixed.grid, moving.grid, transform)
+    grids = pair.fixed.image.grid, pair.moving.image.grid
+    gap = _gap_mm(*grids, transform)
     if gap > 0:
         raise ValueError(f"After the initial alignment the images are still {gap:.0f} mm apart and share no point; use --init "
                          "auto, center or moments.")  # fmt: skip
-    gap = _gap_mm(fixed.grid, moving.grid, AffineTransform.identity())
+    gap = _gap_mm(*grids, AffineTransform.identity())
     if gap > FAR_APART_MM:
         logging.getLogger("nnssl_reg").warning(
-            "%s: the headers place the images %.0f mm apart; the initial alignment bridges it. Check that this is one patient "
-            "region.", pair.id, gap)  # fmt: skip
+            "%s and %s: the headers place the images %.0f mm apart; the initial alignment bridges it. Check that this is one "
+            "patient region.", pair.fixed.name, pair.moving.name, gap)  # fmt: skip
 
 
 def _gap_mm(fixed: Grid, moving: Grid, transform: AffineTransform) -> float:

@@ -7,16 +7,18 @@ from nnssl_reg.evaluation.summary import PairResult, metrics_csv, results_table,
 from nnssl_reg.imageio.json_files import atomic_path, write_json
 
 
-def write_results(folder: Path, results: Sequence[PairResult], settings: dict | None = None) -> int:
+def write_results(folder: Path, results: Sequence[PairResult], settings: dict | None = None,
+                  suffix: str = "") -> int:  # fmt: skip
     """Write both files, print the table and where they are. Returns the exit code: 1 if a pair failed, else 0.
 
-    settings: how the pairs were registered, kept in summary.json.
+    settings: how the pairs were registered, kept in summary.json; suffix: of both files' names, where they tell of a part only.
     """
-    with atomic_path(folder / "metrics.csv") as temporary:
+    table, summary = folder / f"metrics{suffix}.csv", folder / f"summary{suffix}.json"
+    with atomic_path(table) as temporary:
         temporary.write_text(metrics_csv(results), encoding="utf-8")
-    write_json(folder / "summary.json", summarise(results) | {"settings": settings or {}})
+    write_json(summary, summarise(results) | {"settings": settings or {}})
     failed = sum(r.error is not None for r in results)
     print(results_table(results))
     count = f"{len(results)} pair{'s' * (len(results) != 1)}" + (f", {failed} failed" if failed else "")
-    print(f"{count}: {folder / 'metrics.csv'}, {folder / 'summary.json'}")
+    print(f"{count}: {table}, {summary}")
     return 1 if failed else 0

@@ -63,15 +63,20 @@ def read_labels(path: str | Path, volume: int | None = None) -> Image:
     array = stored if (slope, intercept) == (1, 0) else stored.astype(np.float64) * slope + intercept
     if not np.isfinite(array).all():
         raise ValueError(_not_finite_message(array, path))
+    return Image(whole_numbers(array, path)[None], grid)
+
+
+def whole_numbers(array: np.ndarray, name: str | Path) -> np.ndarray:
+    """Finite floating point labels as the smallest integer type that holds them. Raises ValueError for fractions."""
     whole = np.rint(array)
     wrong = (np.abs(array - whole) > 1e-4) | (np.abs(whole) >= 2**31)  # a slope such as 1/255 rounds
     if wrong.any():
-        raise ValueError(f"{path}: {int(wrong.sum())} voxels of the labels are no whole numbers (for example "
+        raise ValueError(f"{name}: {int(wrong.sum())} voxels of the labels are no whole numbers (for example "
                          f"{array[wrong][0]:g}); was it resampled linearly, or is it an image? Resample labels with nearest "
                          "neighbour.")  # fmt: skip
     dtype = np.min_scalar_type(int(whole.min())) if whole.min() < 0 else np.uint8
     dtype = np.result_type(dtype, np.min_scalar_type(int(whole.max())))
-    return Image(whole.astype(dtype, order="C")[None], grid)
+    return whole.astype(dtype, order="C")
 
 
 def read_grid(path: str | Path) -> Grid:
@@ -96,15 +101,16 @@ def write_image(path: str | Path, image: Image) -> None:
         write_itk(path, image.array[0], image.grid)
 
 
-def check_same_grid(image: Image, label: Image, tolerance_mm: float = 0.1, name: str = "the image") -> None:
-    """Raise ValueError, naming both grids, where labels do not lie on the grid of their image."""
+def check_same_grid(image: Image, label: Image, tolerance_mm: float = 0.1, name: str = "the image",
+                    kind: str = "labels") -> None:  # fmt: skip
+    """Raise ValueError, naming both grids, where labels (or another kind of voxels) do not lie on the grid of their image."""
     if not image.grid.matches(label.grid, tolerance_mm):
         apart = ""
         if image.grid.shape == label.grid.shape:
             mm = np.linalg.norm(image.grid.corners_mm() - label.grid.corners_mm(), axis=1).max()
             apart = f" (corners up to {mm:.2f} mm apart, tolerance {tolerance_mm:g} mm)"
-        raise ValueError(f"The labels of {name} are on another grid{apart}: image {image.grid}, labels {label.grid}. They "
-                         "would be read at the wrong places; resample the labels onto the image's grid (nearest neighbour), "
+        raise ValueError(f"The {kind} of {name} are on another grid{apart}: image {image.grid}, {kind} {label.grid}. They "
+                         f"would be read at the wrong places; resample the {kind} onto the image's grid (nearest neighbour), "
                          "or copy the image's header if only that is wrong.")  # fmt: skip
 
 

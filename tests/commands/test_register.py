@@ -123,14 +123,17 @@ def test_simpleitk_applies_our_transforms_as_we_do(registered, transform):
     assert np.abs(ours - theirs)[~at_edge].max() < 1e-3 * intensity_range
 
 
-def test_two_files_and_no_variables_are_enough_and_a_rerun_gives_the_same(folder, capsys):
+def test_two_files_and_no_variables_are_enough_and_a_rerun_gives_the_same(folder, capsys, monkeypatch):
+    (folder / "elsewhere").mkdir()
+    monkeypatch.chdir(folder / "elsewhere")
     flags = ("-f", folder / "fixed.nii.gz", "-m", folder / "moving.nii.gz", *QUICK)
     assert register(*flags) == 0
-    out = folder / "fixed_registered"
+    out = folder / "elsewhere" / "fixed_registered"  # not beside the images, which may lie in a data set
+    assert not (folder / "fixed_registered").exists()
     assert "Model: none (nnssl_results is not set); MIND features are used." in capsys.readouterr().out
     assert "picture" not in json.loads((out / "fixed__moving.json").read_text())["files"]
     first = nib.load(out / "fixed__moving_field.nii.gz").get_fdata()
-    assert register(*flags) == 0
+    assert register(*flags, "--overwrite") == 0
     assert np.array_equal(first, nib.load(out / "fixed__moving_field.nii.gz").get_fdata())
 
 

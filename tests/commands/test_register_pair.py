@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from nnssl_reg.commands.pair_features import FeatureStore
+from nnssl_reg.commands.pair_reader import read_pair
 from nnssl_reg.commands.register_pair import register_pair
 from nnssl_reg.geometry.grid import Grid
 from nnssl_reg.geometry.image import Image
@@ -46,7 +47,8 @@ def register(folder, fixed: Image, moving: Image, plan: RegistrationPlan = PLAN,
         write_image(paths[name], mask)
     features = replace(plan_images([fixed.grid, moving.grid]).features, mind_stride=(2, 2, 2))
     store = FeatureStore("mind", features, None, torch.device("cpu"))
-    return register_pair(Pair("pair", folder / "fixed.nii.gz", folder / "moving.nii.gz", **paths), store, plan)
+    pair = read_pair(Pair("pair", folder / "fixed.nii.gz", folder / "moving.nii.gz", **paths), store)
+    return register_pair(pair, store, plan)
 
 
 def within_body(grid: Grid, share: float = 0.9) -> torch.Tensor:
@@ -123,7 +125,7 @@ def test_the_field_is_initial_alignment_after_deformation_on_a_grid_that_covers_
     assert torch.allclose(total.vectors_mm, done.field.vectors_mm, atol=1e-3)
     index = done.deformation.grid.world_to_index(fixed.grid.corners_mm())
     assert index.min() >= 0 and (index <= np.array(done.deformation.grid.shape) - 1).all()
-    assert set(done.seconds) == {"features", "initial alignment", "convex adam", "field"}
+    assert set(done.seconds) == {"reading", "features", "initial alignment", "convex adam", "field"}
 
 
 def test_an_empty_mask_is_named(tmp_path, turned_grid, body_image):

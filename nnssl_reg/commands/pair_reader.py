@@ -1,0 +1,75 @@
+"""The images, labels and masks of pairs from their files, the next pair read while the last one is computed."""
+
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from nnssl_reg.commands.pair_features import FeatureStore
+from nnssl_reg.commands.register_pair import PairImages, Side
+from nnssl_reg.geometry.image import Image
+from nnssl_reg.imageio.images import check_same_grid, read_labels
+from nnssl_reg.imageio.pairs import Pair
+
+
+class PairReader:
+    """Iterates over (pair, a Future of its PairImages). One thread reads, at most one pair ahead. Use it in a with."""
+
+    def __init__(self, pairs: Sequence[Pair], store: FeatureStore):
+        self._pairs, self._store = pairs, store
+        self._last: dict[Path, Image] = {}
+        self._thread = ThreadPoolExecutor(1, "reader")
+
+    def __enter__(self) -> "PairReader":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._thread.shutdown(wait=True, cancel_futures=True)
+
+    def __iter__(self) -> Iterator[tuple[Pair, Future]]:
+        ahead = self._thread.submit(self._read, self._pairs[0]) if self._pairs else None
+        for i, pair in enumerate(self._pairs):
+            now = ahead
+            now.exception()  # waits; the next is read only after this one, so that no more than one lies ready
+            if i + 1 < len(self._pairs):
+                ahead = self._thread.submit(self._read, self._pairs[i + 1])
+            yield pair, now
+            del now
+
+    def _read(self, pair: Pair) -> PairImages:
+        """The pair's images; those of the pair before are at hand, perhaps not yet encoded."""
+        before, self._last = self._last, {}
+        return read_pair(pair, self._store, before, self._last)
+
+
+def read_pair(pair: Pair, store: FeatureStore, before: dict[Path, Image] | None = None,
+              seen: dict[Path, Image] | None = None) -> PairImages:  # fmt: skip
+    """The images of a pair, with labels and masks on their grids. before: images at hand; seen: takes the images read.
+
+    Raises ValueError or OSError for files that cannot be used.
+    """
+    started = time.perf_counter()
+    sides, seen = [], {} if seen is None else seen
+    for side in ("fixed", "moving"):
+        path, channel, label, mask = (getattr(pair, f"{side}{what}") for what in ("", "_channel", "_label", "_mask"))
+        at_hand = {**(before or {}), **seen}
+        seen[path] = at_hand[path] if path in at_hand else store.read(path)
+        label = None if label is None else _on_grid(label, seen[path], "labels")
+        mask = None if mask is None else checked_mask(_on_grid(mask, seen[path], "mask voxels"), str(mask))
+        sides.append(Side(seen[path], str(path), channel, label, mask))
+    return PairImages(*sides, reading_seconds=time.perf_counter() - started)
+
+
+def checked_mask(mask: Image, name: str) -> Image:
+    """The mask, if it holds anything. Raises ValueError with its name."""
+    if not np.any(mask.array > 0):
+        raise ValueError(f"{name}: the mask is empty, so nothing could be registered; give another or none.")
+    return mask
+
+
+def _on_grid(path: Path, image: Image, kind: str) -> Image:
+    label = read_labels(path)
+    check_same_grid(image, label, name=str(path), kind=kind)
+    return label

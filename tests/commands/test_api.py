@@ -1,0 +1,205 @@
+"""Registration from Python: every kind of image in, the same anatomy out, and the example of the documentation runs."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+
+import nnssl_reg
+from nnssl_reg.commands.entry import main
+from nnssl_reg.geometry.grid import Grid
+from nnssl_reg.geometry.image import Image
+from nnssl_reg.imageio.images import read_image, write_image
+from nnssl_reg.imageio.memory_images import from_image
+from nnssl_reg.imageio.transforms import read_field, read_transform
+
+PAGE = Path(__file__).parents[2] / "documentation" / "python_api.md"
+QUICK = {"device": "cpu", "initial": "identity", "overrides": {"registration.iterations": 10}}
+
+
+def shrunk(points: torch.Tensor) -> torch.Tensor:
+    return points / 0.92 - torch.tensor([4.0, 0.0, -3.0], dtype=points.dtype).view(3, 1, 1, 1)
+
+
+@pytest.fixture(scope="module")
+def images(turned_grid, body_image) -> tuple[Image, Image]:
+    fixed, moving = turned_grid((30, 26, 22), (3.4, 3.5, 4.5), (3, -2, 20)), turned_grid((28, 30, 26), 3.7, (5, 3, 0))
+    return body_image(fixed), body_image(moving, shrunk)
+
+
+@pytest.fixture(scope="module")
+def result(images):
+    return nnssl_reg.register(*images, **QUICK)
+
+
+def label_of(image: Image) -> Image:
+    return Image((image.array > 100).astype(np.int16) * 7, image.grid)
+
+
+def as_kind(image: Image, kind: str, folder: Path):
+    if kind == "array":
+        return image.array[0], image.grid.affine
+    if kind == "path":
+        path = folder / f"{id(image)}.nii.gz"
+        write_image(path, image)
+        return path
+    return from_image(image, {"sitk": sitk.Image(), "nibabel": nib.Nifti1Image(np.zeros((2, 2, 2)), np.eye(4))}[kind])
+
+
+def test_importing_the_package_imports_nothing_heavy():
+    code = "import sys, nnssl_reg; print([m for m in ('torch', 'numpy', 'nibabel') if m in sys.modules], dir(nnssl_reg))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("[] [") and all(name in done.stdout for name in ("register", "load_model", "read_image"))
+    with pytest.raises(AttributeError, match="no attribute 'regster'"):
+        nnssl_reg.regster  # noqa: B018
+
+
+@pytest.mark.parametrize("kind", ["array", "path", "sitk", "nibabel"])
+def test_every_kind_of_image_gives_the_same_and_comes_back_as_its_kind(images, result, kind, tmp_path):
+    other = nnssl_reg.register(*(as_kind(image, kind, tmp_path) for image in images), **QUICK)
+    assert (other.field.vectors_mm - result.field.vectors_mm).abs().max() < 0.05  # headers hold float32
+    warped = other.warped
+    expected = {"array": np.ndarray, "path": Image, "sitk": sitk.Image, "nibabel": nib.Nifti1Image}[kind]
+    assert type(warped) is expected
+    if kind == "sitk":
+        back = nnssl_reg.register(warped, warped, **QUICK).registered.fixed
+        assert back.grid.matches(images[0].grid, 1e-3)
+        warped = sitk.GetArrayFromImage(warped).T
+    values = {Image: lambda w: w.array[0], nib.Nifti1Image: lambda w: w.get_fdata()}.get(expected, lambda w: w)(warped)
+    assert np.abs(values - result.warped.array[0]).max() < 0.01 * np.ptp(values)
+
+
+def test_the_command_and_the_function_find_the_same_field(images, result, tmp_path):
+    for name, image in zip(("fixed", "moving"), images):
+        write_image(tmp_path / f"{name}.nii.gz", image)
+    flags = ["-f", tmp_path / "fixed.nii.gz", "-m", tmp_path / "moving.nii.gz", "-o", tmp_path, "--init", "identity", "-device",
+             "cpu", "--no_figures", "--no_pbar", "--set", "registration.iterations=10"]  # fmt: skip
+    assert main(list(map(str, flags)), "nnssl_register") == 0
+    assert (read_field(tmp_path / "fixed__moving_field.nii.gz").vectors_mm - result.field.vectors_mm).abs().max() < 0.05
+
+
+def test_labels_keep_their_type_and_values_and_points_go_to_the_moving_image(images, result):
+    label = label_of(images[1])
+    for given in (label, label.array[0], (label.array[0].astype(np.float64), label.grid.affine)):
+        warped = result.apply(given)
+        array = warped.array[0] if isinstance(warped, Image) else warped
+        assert np.issubdtype(array.dtype, np.integer) and set(np.unique(array)) == {0, 7}
+    linear = result.apply(label.array[0].astype(np.float32), label=False)
+    assert linear.dtype == np.float32 and len(np.unique(linear)) > 10
+    points = images[0].grid.center_mm + np.array([[0.0, 0.0, 0.0], [10.0, -8.0, 4.0]])
+    assert np.allclose(result.apply(points), result.field.apply_to_points(points))
+    assert result.apply(points.tolist()).shape == (2, 3)
+    assert result.scores(label_of(images[0]), label).dice > result.scores(label_of(images[0]), label).dice_initial
+
+
+@pytest.mark.parametrize("diffeomorphic", [False, True])
+def test_the_inverse_leads_back(images, diffeomorphic):
+    done = nnssl_reg.register(*images, **QUICK | {"initial": "center"}, diffeomorphic=diffeomorphic)
+    assert done.field.jacobian_determinant().min() > 0
+    assert (done.registered.inverse_deformation is not None) == diffeomorphic
+    back = done.inverse()
+    assert back.grid.matches(images[1].grid)
+    middle = images[0].grid.center_mm + 20 * np.random.default_rng(0).uniform(-1, 1, (200, 3))
+    error = np.linalg.norm(back.apply_to_points(done.apply(middle)) - middle, axis=1)
+    assert error.mean() < 0.25 and np.linalg.norm(done.apply(middle) - middle, axis=1).mean() > 2
+
+
+def test_a_given_matrix_is_where_registration_starts(images):
+    matrix = np.eye(4)
+    matrix[:3, 3] = (5.0, -3.0, 2.0)
+    done = nnssl_reg.register(*images, **QUICK | {"initial": matrix, "overrides": {"registration.iterations": 0}})
+    assert np.array_equal(done.registered.alignment.transform.matrix, matrix) and done.registered.alignment.name == "given"
+
+
+def test_what_is_saved_is_what_was_found(result, tmp_path):
+    files = result.save(tmp_path / "out", "pair", figure=False)
+    assert set(files) == {"sidecar", "warped", "field", "transform"} and all(path.is_file() for path in files.values())
+    assert torch.allclose(read_field(files["field"]).vectors_mm, result.field.vectors_mm, atol=1e-4)
+    assert np.allclose(read_image(files["warped"]).array, result.warped.array, atol=1e-3)
+    for name in ("t.h5", "t.nii.gz"):
+        result.save_transform(tmp_path / name)
+        read = read_transform(tmp_path / name).on(result.field.grid)
+        assert (read.vectors_mm - result.field.vectors_mm).abs().max() < 0.05
+    result.save_warped(tmp_path / "w.mha")
+    assert read_image(tmp_path / "w.mha").grid.matches(result.field.grid, 1e-2)
+
+
+def test_a_mask_keeps_what_lies_outside_it_from_pulling(turned_grid, body_image):
+    grid = turned_grid((36, 32, 30), (2.8, 2.9, 3.0))
+    fixed, moving = body_image(grid), body_image(grid, shrunk)
+    ruined = fixed.array.copy()
+    ruined[:, 26:] = np.flip(ruined[:, 26:], (2, 3))
+    mask = np.zeros(grid.shape, bool)
+    mask[:18] = True
+    same, other = ((nnssl_reg.register(fixed, moving, fixed_mask=m, **QUICK).field.vectors_mm
+                    - nnssl_reg.register(Image(ruined, grid), moving, fixed_mask=m, **QUICK).field.vectors_mm)
+                   .norm(dim=0)[:18].mean() for m in (mask, None))  # fmt: skip
+    assert same < 0.5 * other
+
+
+CUBE = np.random.default_rng(0).standard_normal((12, 12, 12)).astype(np.float32)
+HOLED = np.where(np.arange(12) == 3, np.nan, CUBE)
+
+
+@pytest.mark.parametrize(("given", "choices", "answer"), [
+    ((CUBE, CUBE), {}, "the fixed image: an array alone does not say where"),
+    (((CUBE, (1, 1, 1)), (HOLED, (1, 1, 1))), {}, r"the moving image: 144 voxels \(8.33 %\) are NaN"),
+    (((CUBE, (1, 1, 1)), (CUBE[0], (1, 1, 1))), {}, r"the moving image has the shape \(12, 12\)"),
+    (((0 * CUBE, (1, 1, 1)), (CUBE, (1, 1, 1))), {}, "the fixed image is constant"),
+    (((CUBE, (1, 1)), (CUBE, (1, 1, 1))), {}, "its spacing"),
+    (((CUBE, (1, 1, 1)), {"array": 3}), {}, "the moving image is a dict; give a path"),
+    (("nowhere.nii.gz", (CUBE, (1, 1, 1))), {}, "nowhere.nii.gz does not exist"),
+    ("same", {"features": "sift"}, "none of dino, mind, dino"), ("same", {"features": "dino"}, "need a model"),
+    ("same", {"regularisation": "hard"}, "none of weak, medium, strong"), ("same", {"initial": "middle"}, "'middle' is not one of"),
+    ("same", {"overrides": {"registration.smothness": 1}}, "registration.smoothness"),
+    ("same", {"overrides": {"registration.smoothness": 1}, "regularisation": "weak"}, "not both"),
+    ("same", {"fixed_mask": np.zeros((12, 12, 12), bool)}, "the mask of the fixed image: the mask is empty"),
+    ("same", {"moving_mask": np.ones((12, 12, 11), bool)}, r"the mask of the moving image has the shape \(12, 12, 11\)"),
+    ("same", {"moving_mask": (np.ones((12, 12, 12), bool), (2, 1, 1))}, "mask voxels of the moving image are on another grid"),
+    ("same", {"initial": np.zeros((4, 4))}, "invertible"),
+])  # fmt: skip
+def test_what_cannot_be_used_is_named_with_a_way_out(given, choices, answer):
+    pair = ((CUBE, (1.0, 1.0, 1.0)), (CUBE, (1.0, 1.0, 1.0))) if given == "same" else given
+    with pytest.raises((ValueError, OSError), match=answer):
+        nnssl_reg.register(*pair, device="cpu", **choices)
+
+
+def test_images_that_share_no_point_are_refused_with_their_distance():
+    far = np.eye(4)
+    far[0, 3] = 300
+    with pytest.raises(ValueError, match="still 289 mm apart"):
+        nnssl_reg.register((CUBE, np.eye(4)), (CUBE, far), device="cpu", initial="identity")
+
+
+def test_a_model_is_loaded_once_and_used(images, model_folder, tmp_path):
+    folder = model_folder(tmp_path)
+    model = nnssl_reg.load_model(folder, "cpu")
+    one, two = (nnssl_reg.register(*images, model=m, **QUICK) for m in (model, folder))
+    assert one.settings["features"] == "dino" and torch.equal(one.field.vectors_mm, two.field.vectors_mm)
+
+
+def test_stronger_regularisation_gives_a_smoother_field(images):
+    choices = {"device": "cpu", "initial": "identity", "overrides": {"registration.iterations": 40}}
+    fields = [nnssl_reg.register(*images, **choices, regularisation=r).field for r in ("weak", "medium", None, "strong")]
+    spread = [float(field.jacobian_determinant().std()) for field in fields]
+    assert spread[0] > spread[1] == spread[2] > spread[3]
+
+
+def test_the_example_of_the_documentation_runs(images, tmp_path, monkeypatch, capsys):
+    for name, image in zip(("fixed", "moving"), images):
+        write_image(tmp_path / f"{name}.nii.gz", image)
+        write_image(tmp_path / f"{name}_label.nii.gz", label_of(image))
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)
+    assert len(blocks) >= 2
+    names: dict = {}
+    for block in blocks:
+        exec(compile(block, str(PAGE), "exec"), names)
+    assert "Dice" in capsys.readouterr().out and (tmp_path / "out" / "pair_field.nii.gz").is_file()
+    assert isinstance(names["result"].registered.fixed.grid, Grid)
