@@ -68,8 +68,8 @@ class RegisteredPair:
         """The field that leads moving points back to fixed points, on a grid in the moving world."""
         if self.inverse_deformation is None:
             return self.field.inverse(grid)
-        back = self.alignment.transform.inverse().as_field(grid)
-        return back.compose(self.inverse_deformation)
+        back, device = self.alignment.transform.inverse().as_field(grid), self.inverse_deformation.vectors_mm.device
+        return DisplacementField(back.vectors_mm.to(device), grid).compose(self.inverse_deformation)
 
 
 def register_pair(pair: PairImages, store: FeatureStore, plan: RegistrationPlan, *, is_diffeomorphic: bool = False,

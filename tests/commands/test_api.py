@@ -63,7 +63,8 @@ def test_importing_the_package_imports_nothing_heavy():
 @pytest.mark.parametrize("kind", ["array", "path", "sitk", "nibabel"])
 def test_every_kind_of_image_gives_the_same_and_comes_back_as_its_kind(images, result, kind, tmp_path):
     other = nnssl_reg.register(*(as_kind(image, kind, tmp_path) for image in images), **QUICK)
-    assert (other.field.vectors_mm - result.field.vectors_mm).abs().max() < 0.05  # headers hold float32
+    difference = (other.field.vectors_mm - result.field.vectors_mm).norm(dim=0)
+    assert difference.mean() < 0.01 and difference.max() < 0.5  # headers hold float32, which may decide between equal matches
     warped = other.warped
     expected = {"array": np.ndarray, "path": Image, "sitk": sitk.Image, "nibabel": nib.Nifti1Image}[kind]
     assert type(warped) is expected
@@ -75,13 +76,13 @@ def test_every_kind_of_image_gives_the_same_and_comes_back_as_its_kind(images, r
     assert np.abs(values - result.warped.array[0]).max() < 0.01 * np.ptp(values)
 
 
-def test_the_command_and_the_function_find_the_same_field(images, result, tmp_path):
-    for name, image in zip(("fixed", "moving"), images):
-        write_image(tmp_path / f"{name}.nii.gz", image)
-    flags = ["-f", tmp_path / "fixed.nii.gz", "-m", tmp_path / "moving.nii.gz", "-o", tmp_path, "--init", "identity", "-device",
-             "cpu", "--no_figures", "--no_pbar", "--set", "registration.iterations=10"]  # fmt: skip
-    assert main(list(map(str, flags)), "nnssl_register") == 0
-    assert (read_field(tmp_path / "fixed__moving_field.nii.gz").vectors_mm - result.field.vectors_mm).abs().max() < 0.05
+def test_the_command_and_the_function_find_the_same_field(images, tmp_path):
+    paths = [str(as_kind(image, "path", tmp_path)) for image in images]
+    flags = ["-f", paths[0], "-m", paths[1], "-o", str(tmp_path / "out"), "--init", "identity", "-device", "cpu",
+             "--no_figures", "--no_pbar", "--set", "registration.iterations=10"]  # fmt: skip
+    assert main(flags, "nnssl_register") == 0
+    (written,) = (tmp_path / "out").glob("*_field.nii.gz")
+    assert torch.allclose(read_field(written).vectors_mm, nnssl_reg.register(*paths, **QUICK).field.vectors_mm, atol=1e-4)
 
 
 def test_labels_keep_their_type_and_values_and_points_go_to_the_moving_image(images, result):
@@ -156,7 +157,8 @@ HOLED = np.where(np.arange(12) == 3, np.nan, CUBE)
     (((CUBE, (1, 1, 1)), {"array": 3}), {}, "the moving image is a dict; give a path"),
     (("nowhere.nii.gz", (CUBE, (1, 1, 1))), {}, "nowhere.nii.gz does not exist"),
     ("same", {"features": "sift"}, "none of dino, mind, dino"), ("same", {"features": "dino"}, "need a model"),
-    ("same", {"regularisation": "hard"}, "none of weak, medium, strong"), ("same", {"initial": "middle"}, "'middle' is not one of"),
+    ("same", {"regularisation": "hard"}, "none of weak, medium, strong"),
+    ("same", {"initial": "middle"}, "'middle' is not one of"),
     ("same", {"overrides": {"registration.smothness": 1}}, "registration.smoothness"),
     ("same", {"overrides": {"registration.smoothness": 1}, "regularisation": "weak"}, "not both"),
     ("same", {"fixed_mask": np.zeros((12, 12, 12), bool)}, "the mask of the fixed image: the mask is empty"),

@@ -46,6 +46,19 @@ def test_each_image_is_read_and_encoded_once_for_consecutive_pairs(store_of, fil
     assert read == files
 
 
+def test_an_atlas_is_encoded_once_and_what_memory_does_not_hold_is_given_up(store_of, files, monkeypatch):
+    read = []
+    monkeypatch.setattr(pair_features, "read_image", lambda path, **k: (read.append(path.name[0]), read_image(path, **k))[1])
+    store = store_of("mind")
+    for bound, times in ((1e12, "0123"), (0, "0123123")):
+        store.kept_bytes = bound
+        read.clear()
+        store._kept.clear()
+        for moving in (1, 2, 3, 1, 2, 3):
+            store.of(files[0], "MR"), store.of(files[moving], "MR")
+        assert "".join(read) == times and len(store._kept) == (4 if bound else 2)
+
+
 def test_kinds_of_features_have_their_channels_and_grids(store_of, files):
     maps = {}
     for kind in ("mind", "dino", "dino+mind"):
