@@ -28,7 +28,7 @@ from nnssl_reg.imageio.transforms import write_composite, write_field
 from nnssl_reg.pretraining.checkpoint import load_encoder
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Registration:
     """A registered pair.
 
@@ -39,6 +39,11 @@ class Registration:
     moving: Any
     names: tuple[str, str]
     settings: dict
+
+    def __repr__(self) -> str:
+        length = self.field.vectors_mm.norm(dim=0)
+        return (f"Registration({self.names[1]} onto {self.names[0]}, initial alignment {self.registered.alignment.name}, "
+                f"displacement mean {float(length.mean()):.1f} mm, max {float(length.max()):.1f} mm)")  # fmt: skip
 
     @property
     def field(self) -> DisplacementField:

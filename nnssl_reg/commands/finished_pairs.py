@@ -10,18 +10,18 @@ from nnssl_reg.imageio.json_files import from_dict, read_json
 from nnssl_reg.imageio.pairs import Pair
 
 DECIDING = ("features", "model_fingerprint", "diffeomorphic", "plans", "inputs")  # settings that change the result
-FILES = ("fixed", "moving", "fixed_label", "moving_label", "fixed_mask", "moving_mask")
 
 
 def inputs_of(pair: Pair, volume: int | None) -> dict:
     """What goes into a pair, told apart by name, size and time of change of each file. Raises OSError for a missing file."""
-    files = {}
-    for role in FILES:
-        path: Path | None = getattr(pair, role)
-        if path is not None:
-            state = path.stat()
-            files[role] = {"name": path.name, "bytes": state.st_size, "modified_ns": state.st_mtime_ns}
-    return {"files": files, "volume": volume, "channels": [pair.fixed_channel, pair.moving_channel]}
+    files, said = {}, {"volume": volume}
+    for role, value in vars(pair).items():
+        if isinstance(value, Path):
+            state = value.stat()
+            files[role] = {"name": value.name, "bytes": state.st_size, "modified_ns": state.st_mtime_ns}
+        elif value is not None and role != "id":
+            said[role] = value
+    return {"files": files, **said}
 
 
 def finished_result(folder: Path, pair: Pair, settings: dict, wanted: set[str]) -> PairResult | None:

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import threading
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,6 +60,7 @@ class FeatureStore:
         self.kind, self.plan, self.model, self.device, self.volume = kind, plan, model, device, volume
         self.kept_bytes = _kept_bytes(device) if kept_bytes is None else kept_bytes
         self._kept: OrderedDict[tuple[Path, str | None], ImageFeatures] = OrderedDict()
+        self._lock = threading.Lock()  # of _kept, which `read` looks into from another thread
 
     def of(self, name: str | Path, channel_name: str | None, image: Image | None = None) -> ImageFeatures:
         """The features of an image: a file, read here without `image`, or one in memory that is called `name`.
@@ -66,17 +68,22 @@ class FeatureStore:
         channel_name ("CT", "MR") chooses the normalisation for a model.
         """
         key = (Path(name).resolve(), channel_name)
-        if key not in self._kept:
-            self._kept[key] = self._computed(self.read(Path(name)) if image is None else image, Path(name), channel_name)
-        self._kept.move_to_end(key)
-        while len(self._kept) > 2 and sum(map(_bytes_of, self._kept.values())) > self.kept_bytes:
-            self._kept.popitem(last=False)
-        return self._kept[key]
+        with self._lock:
+            features = self._kept.get(key)
+        if features is None:
+            features = self._computed(self.read(Path(name)) if image is None else image, Path(name), channel_name)
+        with self._lock:
+            self._kept[key] = features
+            self._kept.move_to_end(key)
+            while len(self._kept) > 2 and sum(map(_bytes_of, self._kept.values())) > self.kept_bytes:
+                self._kept.popitem(last=False)
+        return features
 
     def read(self, path: Path) -> Image:
         """The image of a file, from what is kept if it is there. May be called from another thread."""
-        path = Path(path)
-        kept = [features.image for (name, _), features in list(self._kept.items()) if name == path.resolve()]
+        file = path.resolve()
+        with self._lock:
+            kept = [features.image for (name, _), features in self._kept.items() if name == file]
         return kept[0] if kept else read_image(path, volume=self.volume)
 
     def pair(self, fixed: ImageFeatures, moving: ImageFeatures) -> tuple[FeatureMap, FeatureMap]:

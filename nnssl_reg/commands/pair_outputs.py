@@ -72,7 +72,7 @@ def _sidecar(pair: Pair, done: RegisteredPair, settings: dict, seconds: float, s
         "displacement_mm": {"mean": float(length.mean()), "max": float(length.max())},
         "initial": {"name": done.alignment.name, "costs": done.alignment.costs},
         "initial_matrix": done.alignment.transform.matrix.tolist(),
-        **({} if done.distance_mm is None else {"diffeomorphic": {"mean_mm_from_the_field_found": done.distance_mm}}),
+        **({} if done.flow is None else {"diffeomorphic": {"mean_mm_from_the_field_found": done.flow.distance_mm}}),
         "scores": {k: v for k, v in vars(scores).items() if not (isinstance(v, float) and np.isnan(v))},
         "seconds": round(seconds, 3),
         "stages_seconds": done.seconds,

@@ -49,8 +49,7 @@ class RegisteredPair:
     """What a registration found: moving point = initial(p + deformation(p)) for a fixed point p.
 
     deformation: on a grid a little larger than the fixed image, as coarse as it was computed; field: both, on the fixed
-    image's own grid. seconds: per stage. inverse_deformation: of a diffeomorphic deformation, on the same grid, in the fixed
-    world; distance_mm: how far, on average, the diffeomorphic deformation lies from the one that was found.
+    image's own grid. seconds: per stage. flow: the deformation and its inverse, if it was made diffeomorphic.
     """
 
     fixed: Image
@@ -61,15 +60,14 @@ class RegisteredPair:
     deformation: DisplacementField
     field: DisplacementField
     seconds: dict[str, float]
-    inverse_deformation: DisplacementField | None = None
-    distance_mm: float | None = None
+    flow: Diffeomorphism | None = None
 
     def inverse(self, grid: Grid) -> DisplacementField:
         """The field that leads moving points back to fixed points, on a grid in the moving world."""
-        if self.inverse_deformation is None:
+        if self.flow is None:
             return self.field.inverse(grid)
-        back, device = self.alignment.transform.inverse().as_field(grid), self.inverse_deformation.vectors_mm.device
-        return DisplacementField(back.vectors_mm.to(device), grid).compose(self.inverse_deformation)
+        back, device = self.alignment.transform.inverse().as_field(grid), self.flow.inverse.vectors_mm.device
+        return DisplacementField(back.vectors_mm.to(device), grid).compose(self.flow.inverse)
 
 
 def register_pair(pair: PairImages, store: FeatureStore, plan: RegistrationPlan, *, is_diffeomorphic: bool = False,
@@ -90,14 +88,13 @@ def register_pair(pair: PairImages, store: FeatureStore, plan: RegistrationPlan,
     settings = {key: value for key, value in asdict(plan).items() if key != "init"}
     found = convex_adam(*maps, initial=alignment.transform, **settings, **masks)
     clock.lap("convex adam")
-    smooth = diffeomorphic(found) if is_diffeomorphic else Diffeomorphism(found, None, None)
-    covering = _covering(found.grid, fixed.image.grid)
-    deformation = smooth.forward.on(covering)
+    found = found.on(_covering(found.grid, fixed.image.grid))
+    flow = diffeomorphic(found) if is_diffeomorphic else None
+    deformation = found if flow is None else flow.forward
     field = alignment.transform.after(deformation.on(fixed.image.grid))
-    inverse = None if smooth.inverse is None else smooth.inverse.on(covering)
     clock.lap("field")
     return RegisteredPair(fixed.image, moving.image, pair.fixed.label, pair.moving.label, alignment, deformation, field,
-                          clock.seconds, inverse, smooth.distance_mm)  # fmt: skip
+                          clock.seconds, flow)  # fmt: skip
 
 
 class _Clock:

@@ -2,17 +2,19 @@
 
 import math
 from dataclasses import dataclass
+from itertools import product
 
 import torch
+import torch.nn.functional as F
 
 from nnssl_reg.geometry.displacement import DisplacementField
 from nnssl_reg.registration.convex_adam import kernels_for
-from nnssl_reg.registration.unfolding import folded_cells
 
 LARGEST_STEP = 0.1  # voxels that the first small step of a flow may move; the flow is that step doubled again and again
 ITERATIONS = 30  # of the search for the velocity
 NO_GAIN = 0.98  # the search ends when the distance falls by less
 SMOOTHINGS = 200
+LEAST_JACOBIAN = 0.01  # of volume that is kept everywhere between voxels; a little above 0, because the field is sampled again
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ def diffeomorphic(field: DisplacementField) -> Diffeomorphism:
     velocity = logarithm(field)
     for _ in range(SMOOTHINGS):
         flows = [exponential(velocity), exponential(velocity, -1)]
-        folds = folded_cells(_channels_last(flows[0])) | folded_cells(_channels_last(flows[1]))
+        folds = may_fold(_channels_last(flows[0])) | may_fold(_channels_last(flows[1]))
         if not folds.any():
             return Diffeomorphism(*flows, distance_mm=_mean_distance(flows[0].vectors_mm, field.vectors_mm))
         kernels = kernels_for(folds.device)
@@ -74,6 +76,41 @@ def exponential(velocity: DisplacementField, time: float = 1.0) -> DisplacementF
     for _ in range(squarings):
         flow = flow.compose(flow)
     return flow
+
+
+def may_fold(field: torch.Tensor) -> torch.Tensor:
+    """Voxels (X, Y, Z) bool of the cells in which the interpolated map x + field(x), (X, Y, Z, 3), may turn inside out.
+
+    Within a cell the derivative along an axis lies among those of the cell's four edges along it, and the determinant is
+    linear in each of the three: it is at least the smallest of the 64 that edges give. None marked: it folds nowhere, not
+    outside either, where the edge value counts.
+    """
+    field = F.pad(field.permute(3, 0, 1, 2)[None], [1] * 6, mode="replicate")[0].permute(1, 2, 3, 0)
+    edges = [_edges(field, axis) for axis in range(3)]
+    slope = sum(torch.stack([e.square().sum(-1) for e in along]).amax(0) for along in edges)
+    steep = slope >= (1 - LEAST_JACOBIAN) ** 2  # below, the determinant cannot reach 0: the field is a contraction
+    columns = [[e[steep] for e in along] for along in edges]
+    for axis, along in enumerate(columns):
+        for column in along:
+            column[:, axis] += 1
+    least = torch.full((int(steep.sum()),), math.inf, device=field.device)
+    for first, second in product(columns[0], columns[1]):
+        normal = torch.linalg.cross(first, second)
+        for third in columns[2]:
+            least = torch.minimum(least, (normal * third).sum(-1))
+    folds, marked = torch.zeros_like(steep), torch.zeros(field.shape[:3], dtype=torch.bool, device=field.device)
+    folds[steep] = least < LEAST_JACOBIAN
+    for corner in product((0, 1), repeat=3):
+        marked[tuple(slice(c, n - 1 + c) for c, n in zip(corner, field.shape))] |= folds
+    return marked[1:-1, 1:-1, 1:-1]
+
+
+def _edges(field: torch.Tensor, axis: int) -> list[torch.Tensor]:
+    """Differences along the four edges of each cell that run along an axis, (X - 1, Y - 1, Z - 1, 3) each."""
+    steps, others = torch.diff(field, dim=axis), [a for a in range(3) if a != axis]
+    cells = [n - 1 for n in field.shape[:3]]
+    return [steps.narrow(others[0], i, cells[others[0]]).narrow(others[1], j, cells[others[1]])
+            for i, j in product((0, 1), repeat=2)]  # fmt: skip
 
 
 def _channels_last(field: DisplacementField) -> torch.Tensor:

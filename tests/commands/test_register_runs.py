@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import threading
 from argparse import ArgumentParser
 
 import numpy as np
@@ -172,7 +173,7 @@ def test_the_reader_is_one_pair_ahead_and_reads_a_shared_image_once(study):
         """Notes what is read; keeps nothing, as nothing is encoded."""
 
         def __init__(self):
-            self._kept, self.volume = {}, None
+            self._kept, self._lock, self.volume = {}, threading.Lock(), None
 
         def read(self, path):
             read.append(path.name[0])

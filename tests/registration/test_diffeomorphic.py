@@ -7,7 +7,11 @@ from scipy.linalg import expm
 
 from nnssl_reg.geometry.displacement import DisplacementField
 from nnssl_reg.geometry.grid import Grid
-from nnssl_reg.registration.diffeomorphic import diffeomorphic, exponential, logarithm
+from nnssl_reg.geometry.sampling import sample_voxels
+from nnssl_reg.registration import kernels_torch
+from nnssl_reg.registration.diffeomorphic import diffeomorphic, exponential, logarithm, may_fold
+from nnssl_reg.registration.kernels_torch import smooth
+from nnssl_reg.registration.unfolding import folded_cells, unfolded
 
 GRID = Grid((26, 22, 24), np.array([[2.0, 0, 0, -25], [0, 0, 2.5, -30], [0, 2.2, 0, -24], [0, 0, 0, 1]]))
 INNER = (slice(None), slice(6, -6), slice(6, -6), slice(6, -6))
@@ -61,6 +65,30 @@ def test_a_folding_field_becomes_one_without_folds_in_both_directions(height_mm)
     for flow in (done.forward, done.inverse):
         assert flow.jacobian_determinant().min() > 0 and flow.on(fine).jacobian_determinant().min() > 0
     assert done.distance_mm < asked.vectors_mm.norm(dim=0).mean()
+
+
+def test_a_wild_field_folds_nowhere_between_voxels_either():
+    grid = Grid((20, 18, 16), np.diag([2.0, 2.0, 2.0, 1.0]))
+    wild = 60 * torch.randn(20, 18, 16, 3, generator=torch.Generator().manual_seed(1))
+    asked = unfolded(smooth(wild, 3) / 2, kernels_torch) * 2
+    done = diffeomorphic(DisplacementField(asked.permute(3, 0, 1, 2).contiguous(), grid))
+    assert done.distance_mm < 0.5 * asked.norm(dim=-1).mean()
+    share = torch.rand(3, 40_000, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    points = share * (torch.tensor(grid.shape).view(3, 1) - 1)
+    for flow in (done.forward, done.inverse):
+        voxels, columns = flow.in_voxels(grid).double(), []
+        for axis in torch.eye(3, dtype=torch.float64):
+            ends = [points + 1e-4 * sign * axis.view(3, 1) for sign in (1, -1)]
+            moved = [end + sample_voxels(voxels, end) for end in ends]
+            columns.append((moved[0] - moved[1]) / 2e-4)
+        assert torch.linalg.det(torch.stack(columns).permute(2, 1, 0)).min() > 0
+
+
+@pytest.mark.parametrize("height", [0.3, 0.5, 0.8, 1.5])
+def test_cells_that_may_fold_hold_all_that_do(height):
+    field = height * torch.randn(9, 8, 7, 3, generator=torch.Generator().manual_seed(3))
+    assert not (folded_cells(field, least=0.0) & ~may_fold(field)).any()
+    assert not may_fold(0.1 * field).any()
 
 
 def test_no_displacement_stays_exactly_none():
