@@ -54,7 +54,7 @@ def _register(pairs: list[Pair], setup: Setup, out: Path, args: Namespace) -> di
     """Register pairs one after the other, reading ahead and writing behind; an error becomes the pair's row."""
     results, rows = {}, {pair.id: {"id": pair.id, "fixed": str(pair.fixed), "moving": str(pair.moving)} for pair in pairs}
     store = setup.store(args.volume)
-    with tqdm(total=len(pairs), unit="pair", disable=args.no_pbar) as bar:
+    with tqdm(total=len(pairs), unit="pair", disable=args.no_pbar or not pairs) as bar:
 
         def over(name: str, found: PairResult | BaseException) -> None:
             if isinstance(found, BaseException):
@@ -63,7 +63,6 @@ def _register(pairs: list[Pair], setup: Setup, out: Path, args: Namespace) -> di
                 log.info("%s", name, exc_info=found)
                 found = PairResult(**rows[name], error=(str(found) or type(found).__name__).splitlines()[0])
             results[name] = found
-            bar.update()
 
         with PairReader(pairs, store) as reader, PairWriter(over) as writer:
             for pair, images in reader:
@@ -72,9 +71,11 @@ def _register(pairs: list[Pair], setup: Setup, out: Path, args: Namespace) -> di
                     done = register_pair(images.result(), store, setup.registration, is_diffeomorphic=setup.diffeomorphic)
                 except PAIR_ERRORS as error:
                     over(pair.id, error)
-                    continue
-                writer.write(pair.id, _written, out, pair, done, settings, not args.no_figures)
-                del done, images
+                else:
+                    writer.write(pair.id, _written, out, pair, done, settings, not args.no_figures)
+                    del done
+                del images
+                bar.update()
     return results
 
 

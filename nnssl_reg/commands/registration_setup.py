@@ -4,7 +4,6 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
@@ -14,6 +13,7 @@ from nnssl_reg.planning.image_plan import RegistrationSettings, plan_images
 from nnssl_reg.planning.overrides import apply_overrides
 from nnssl_reg.planning.plans import FeaturesPlan, RegistrationPlan
 from nnssl_reg.planning.regularisation import regularised
+from nnssl_reg.pretraining.checkpoint import versions
 
 LIBRARIES = ("nnssl_reg", "torch", "numpy", "SimpleITK", "nibabel", "numba")
 KINDS = ("dino", "mind", "dino+mind")
@@ -44,7 +44,7 @@ class Setup:
             "diffeomorphic": self.diffeomorphic,
             "device": str(self.device),
             "plans": {"features": asdict(self.features), "registration": asdict(self.registration)},
-            "versions": library_versions(),
+            "versions": versions(LIBRARIES),
         }
 
     def told(self) -> str:
@@ -100,17 +100,6 @@ def device_called(name: str | None) -> torch.device:
     if not available.get(device.type, False):
         raise ValueError(f"-device {name}: there is no such device here; use -device cpu.")
     return device
-
-
-def library_versions() -> dict[str, str]:
-    """Versions of this package and of what computes; "not installed" for a package that runs from its source folder."""
-    found = {}
-    for name in LIBRARIES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
 
 
 def weights_fingerprint(network: torch.nn.Module) -> str:

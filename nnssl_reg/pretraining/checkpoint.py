@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -140,10 +141,10 @@ def read_configuration(folder: str | Path) -> Configuration:
     return plans.configurations[name]
 
 
-def versions() -> dict[str, str]:
-    """Versions of this package and of those that decide what the weights mean."""
+def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
+    """Versions of this package and of those that decide what the weights mean; "not installed" for one run from its source."""
     found = {}
-    for package in PACKAGES:
+    for package in packages:
         try:
             found[package] = version(package)
         except PackageNotFoundError:

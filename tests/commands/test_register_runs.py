@@ -5,18 +5,18 @@ import json
 import os
 import threading
 from argparse import ArgumentParser
+from importlib.metadata import PackageNotFoundError
 
 import numpy as np
 import pytest
 
 from nnssl_reg.commands import register as command
-from nnssl_reg.commands import registration_setup
 from nnssl_reg.commands.arguments import COMMANDS
 from nnssl_reg.commands.entry import main
 from nnssl_reg.commands.finished_pairs import scores_from
 from nnssl_reg.commands.pair_features import FeatureStore
 from nnssl_reg.commands.pair_reader import PairReader
-from nnssl_reg.commands.registration_setup import KINDS, library_versions
+from nnssl_reg.commands.registration_setup import KINDS
 from nnssl_reg.evaluation.summary import Scores
 from nnssl_reg.geometry.grid import Grid
 from nnssl_reg.geometry.image import Image
@@ -25,6 +25,7 @@ from nnssl_reg.imageio.json_files import write_json
 from nnssl_reg.imageio.pairs import Pair
 from nnssl_reg.imageio.transforms import read_field
 from nnssl_reg.planning.regularisation import REGULARISATION
+from nnssl_reg.pretraining import checkpoint
 
 NAMES = ("a", "b", "c")
 
@@ -232,7 +233,7 @@ def test_scores_survive_the_sidecar_also_where_they_are_not_known():
 
 def test_a_package_that_is_not_installed_has_a_version_all_the_same(monkeypatch):
     def missing(name):
-        raise registration_setup.PackageNotFoundError(name)
+        raise PackageNotFoundError(name)
 
-    monkeypatch.setattr(registration_setup, "version", missing)
-    assert set(library_versions().values()) == {"not installed"}
+    monkeypatch.setattr(checkpoint, "version", missing)
+    assert checkpoint.versions(("nnssl_reg",)) == {"nnssl_reg": "not installed"}
