@@ -13,7 +13,7 @@ from nnssl_reg.commands.apply_transform import looks_like_labels
 from nnssl_reg.commands.pair_features import Model
 from nnssl_reg.commands.pair_outputs import write_pair
 from nnssl_reg.commands.pair_reader import checked_mask
-from nnssl_reg.commands.register_pair import PairImages, RegisteredPair, Side, register_pair
+from nnssl_reg.commands.register_pair import ImagePair, RegisteredPair, Side, register_pair
 from nnssl_reg.commands.registration_setup import device_called, make_setup
 from nnssl_reg.evaluation.summary import Scores, judge
 from nnssl_reg.geometry.affine import AffineTransform
@@ -142,7 +142,7 @@ def register(
     texts = [f"{name}={_text(value)}" for name, value in (overrides or {}).items()]
     setup = make_setup([side.image.grid for side in sides], on, kind=features, model=model, init=named, overrides=texts,
                        regularisation=regularisation, diffeomorphic=diffeomorphic)  # fmt: skip
-    done = register_pair(PairImages(*sides), setup.store(), setup.registration, is_diffeomorphic=diffeomorphic, start=start)
+    done = register_pair(ImagePair(*sides), setup.store(), setup.registration, is_diffeomorphic=diffeomorphic, start=start)
     return Registration(done, moving, tuple(side.name for side in sides), setup.record)
 
 

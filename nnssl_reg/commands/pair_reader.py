@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 
 from nnssl_reg.commands.pair_features import FeatureStore
-from nnssl_reg.commands.register_pair import PairImages, Side
+from nnssl_reg.commands.register_pair import ImagePair, Side
 from nnssl_reg.geometry.image import Image
 from nnssl_reg.imageio.images import check_same_grid, read_labels
 from nnssl_reg.imageio.pairs import Pair
 
 
 class PairReader:
-    """Iterates over (pair, a Future of its PairImages). One thread reads, at most one pair ahead. Use it in a with."""
+    """Iterates over (pair, a Future of its ImagePair). One thread reads, at most one pair ahead. Use it in a with."""
 
     def __init__(self, pairs: Sequence[Pair], store: FeatureStore):
         self._pairs, self._store = pairs, store
@@ -38,14 +38,14 @@ class PairReader:
             yield pair, now
             del now
 
-    def _read(self, pair: Pair) -> PairImages:
+    def _read(self, pair: Pair) -> ImagePair:
         """The pair's images; those of the pair before are at hand, perhaps not yet encoded."""
         before, self._last = self._last, {}
         return read_pair(pair, self._store, before, self._last)
 
 
 def read_pair(pair: Pair, store: FeatureStore, before: dict[Path, Image] | None = None,
-              seen: dict[Path, Image] | None = None) -> PairImages:  # fmt: skip
+              seen: dict[Path, Image] | None = None) -> ImagePair:  # fmt: skip
     """The images of a pair, with labels and masks on their grids. before: images at hand; seen: takes the images read.
 
     Raises ValueError or OSError for files that cannot be used.
@@ -59,7 +59,7 @@ def read_pair(pair: Pair, store: FeatureStore, before: dict[Path, Image] | None 
         label = None if label is None else _on_grid(label, seen[path], "labels")
         mask = None if mask is None else checked_mask(_on_grid(mask, seen[path], "mask voxels"), str(mask))
         sides.append(Side(seen[path], str(path), channel, label, mask))
-    return PairImages(*sides, reading_seconds=time.perf_counter() - started)
+    return ImagePair(*sides, reading_seconds=time.perf_counter() - started)
 
 
 def checked_mask(mask: Image, name: str) -> Image:

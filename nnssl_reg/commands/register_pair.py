@@ -36,7 +36,7 @@ class Side:
 
 
 @dataclass(frozen=True)
-class PairImages:
+class ImagePair:
     """A pair of images in memory, and how long reading them took."""
 
     fixed: Side
@@ -70,7 +70,7 @@ class RegisteredPair:
         return DisplacementField(back.vectors_mm.to(device), grid).compose(self.flow.inverse)
 
 
-def register_pair(pair: PairImages, store: FeatureStore, plan: RegistrationPlan, *, is_diffeomorphic: bool = False,
+def register_pair(pair: ImagePair, store: FeatureStore, plan: RegistrationPlan, *, is_diffeomorphic: bool = False,
                   start: AffineTransform | None = None) -> RegisteredPair:  # fmt: skip
     """Register a pair of images. start: instead of the plan's initial alignment. Raises ValueError where they do not meet."""
     clock = _Clock({"reading": round(pair.reading_seconds, 3)})
@@ -121,7 +121,7 @@ def _mask_of_cells(side: Side, cells: FeatureMap) -> torch.Tensor | None:
     return torch.from_numpy(values > 0).to(cells.values.device)
 
 
-def _check_overlap(pair: PairImages, transform: AffineTransform) -> None:
+def _check_overlap(pair: ImagePair, transform: AffineTransform) -> None:
     """Refuse a start where the images do not meet; warn where their headers lie far apart."""
     grids = pair.fixed.image.grid, pair.moving.image.grid
     gap = _gap_mm(*grids, transform)
