@@ -14,7 +14,7 @@ from nnssl_reg.geometry.grid import Grid
 from nnssl_reg.geometry.image import FeatureMap, Image
 from nnssl_reg.geometry.sampling import gather_nearest
 from nnssl_reg.imageio.images import check_same_grid, read_labels
-from nnssl_reg.imageio.pairs import Pair
+from nnssl_reg.imageio.pairs import Pair, read_pair_landmarks
 from nnssl_reg.planning.plans import RegistrationPlan
 from nnssl_reg.registration.affine_init import InitialAlignment, initial_alignment
 from nnssl_reg.registration.convex_adam import convex_adam
@@ -27,7 +27,7 @@ class RegisteredPair:
     """What a registration found: moving point = initial(p + deformation(p)) for a fixed point p.
 
     deformation: on a grid a little larger than the fixed image, as coarse as it was computed; field: both, on the fixed
-    image's own grid. seconds: per stage.
+    image's own grid. seconds: per stage. landmarks: of the fixed and of the moving image, (N, 3) RAS mm each, if there are any.
     """
 
     fixed: Image
@@ -38,6 +38,7 @@ class RegisteredPair:
     deformation: DisplacementField
     field: DisplacementField
     seconds: dict[str, float]
+    landmarks: tuple[np.ndarray, np.ndarray] | None = None
 
 
 def register_pair(pair: Pair, store: FeatureStore, plan: RegistrationPlan) -> RegisteredPair:
@@ -45,6 +46,7 @@ def register_pair(pair: Pair, store: FeatureStore, plan: RegistrationPlan) -> Re
     clock = _Clock()
     fixed, moving = store.of(pair.fixed, pair.fixed_channel), store.of(pair.moving, pair.moving_channel)
     labels = [_labels(path, f.image) for path, f in ((pair.fixed_label, fixed), (pair.moving_label, moving))]
+    landmarks = read_pair_landmarks(pair, fixed.image.grid, moving.image.grid)
     maps = store.pair(fixed, moving)
     clock.lap("features")
     alignment = initial_alignment(plan.init, fixed.image, moving.image, fixed.mind, moving.mind)
@@ -58,7 +60,7 @@ def register_pair(pair: Pair, store: FeatureStore, plan: RegistrationPlan) -> Re
     deformation = found.on(_covering(found.grid, fixed.image.grid))
     field = alignment.transform.after(deformation.on(fixed.image.grid))
     clock.lap("field")
-    return RegisteredPair(fixed.image, moving.image, *labels, alignment, deformation, field, clock.seconds)
+    return RegisteredPair(fixed.image, moving.image, *labels, alignment, deformation, field, clock.seconds, landmarks)
 
 
 class _Clock:
