@@ -13,6 +13,7 @@ from tqdm import tqdm
 from nnssl_reg.commands.model_choice import choose_model
 from nnssl_reg.commands.pair_features import FeatureStore, Model
 from nnssl_reg.commands.pair_outputs import write_pair
+from nnssl_reg.commands.pair_transforms import Exports, chosen_exports, pack_submission
 from nnssl_reg.commands.register_pair import register_pair
 from nnssl_reg.commands.results import write_results
 from nnssl_reg.evaluation.summary import PairResult
@@ -31,6 +32,7 @@ def run(args: Namespace) -> int:
     if args.limit is not None and args.limit < 1:
         raise ValueError(f"-limit {args.limit}: at least one pair is needed; leave the flag out for all pairs.")
     pairs = _pairs(args)[: args.limit]
+    exports = chosen_exports(args, pairs)
     device = _device(args.device)
     out = _output_folder(args)
     model = choose_model(args, device)
@@ -40,18 +42,21 @@ def run(args: Namespace) -> int:
     print(f"Registering {len(pairs)} pair{'s' * (len(pairs) != 1)} with {kind} features on {device}; results go to {out}")
     store = FeatureStore(kind, features, model, device, args.volume)
     bar = tqdm(pairs, unit="pair", disable=args.no_pbar)
-    results = [_one(pair, store, registration, out, settings, not args.no_figures) for pair in bar]
+    results = [_one(pair, store, registration, out, settings, not args.no_figures, exports) for pair in bar]
+    if exports.zip:
+        print(pack_submission(out, pairs))
     return write_results(out, results, settings)
 
 
-def _one(pair: Pair, store: FeatureStore, plan: RegistrationPlan, out: Path, settings: dict, figures: bool) -> PairResult:
+def _one(pair: Pair, store: FeatureStore, plan: RegistrationPlan, out: Path, settings: dict, figures: bool,
+         exports: Exports) -> PairResult:  # fmt: skip
     """Register one pair and write its files; an error becomes its row."""
     names = {"id": pair.id, "fixed": str(pair.fixed), "moving": str(pair.moving)}
     try:
         started = time.perf_counter()
         registered = register_pair(pair, store, plan)
         seconds = time.perf_counter() - started
-        scores = write_pair(out, pair, registered, settings, seconds, figures)
+        scores = write_pair(out, pair, registered, settings, seconds, figures, exports)
         return PairResult(**names, scores=scores, seconds=seconds)
     except (ValueError, OSError, RuntimeError, MemoryError) as error:  # RuntimeError: GPU memory, errors of ITK
         logging.getLogger("nnssl_reg").info("", exc_info=True)
