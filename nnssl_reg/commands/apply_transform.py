@@ -131,7 +131,9 @@ def _carry_image(path: Path, output: Path, way: Way, args: Namespace) -> str:
         lost = sorted(set(there) - set(here))
         said += f"labels ({image.array.dtype}, nearest neighbour), {len(here)} of {len(there)} kept"
         if lost:
-            log.warning("%s: lost on the way: label %s (too small or outside the %s).", path, ", ".join(map(str, lost)), way.target)
+            log.warning(
+                "%s: lost on the way: label %s (too small or outside the %s).", path, ", ".join(map(str, lost)), way.target
+            )
         return said
     fill = f", {outside:.1f} % lie outside it and got its minimum {image.array.min():g}" if outside else ""
     return said + "intensities (linear)" + fill

@@ -150,7 +150,9 @@ def _apply_transform(parser: ArgumentParser) -> None:
 
 
 def _transform_info(parser: ArgumentParser) -> None:
-    parser.add_argument("files", nargs="+", metavar="FILE", help="fields (.nii.gz), composites (.h5), affines (.mat, .tfm, .txt)")
+    parser.add_argument(
+        "files", nargs="+", metavar="FILE", help="fields (.nii.gz), composites (.h5), affines (.mat, .tfm, .txt)"
+    )
 
 
 def _evaluate(parser: ArgumentParser) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 from tqdm import tqdm
 
 from nnssl_reg.commands import pair_transforms
-from nnssl_reg.commands.pair_transforms import Exports, WrittenTransforms, write_transforms
+from nnssl_reg.commands.pair_transforms import FIELD_AND_COMPOSITE, Exports, WrittenTransforms, write_transforms
 from nnssl_reg.commands.register_pair import RegisteredPair
 from nnssl_reg.evaluation.figures import registration_figure
 from nnssl_reg.evaluation.summary import Scores, judge
@@ -24,7 +24,7 @@ MEANING = {
 
 
 def write_pair(folder: Path, pair: Pair, done: RegisteredPair, settings: dict, seconds: float, figures: bool,
-               exports: Exports = Exports()) -> Scores:  # fmt: skip
+               exports: Exports = FIELD_AND_COMPOSITE) -> Scores:  # fmt: skip
     """Write everything about a pair into `folder`, the sidecar last, and return its scores."""
     files = {"warped": f"{pair.id}_warped.nii.gz"}
     warped = done.field.warp(done.moving)

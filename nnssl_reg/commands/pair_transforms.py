@@ -28,7 +28,7 @@ MEANING = {
     "transform": "ITK composite of the initial affine transform and the deformation, for the same mapping",
     "inverse_field": "the way back, a point of the moving image to the fixed point that corresponds to it: displacement in mm "
     "along LPS axes on the moving image's grid (NIfTI intent 1007)",
-    "learn2reg": "the same mapping in voxels along the array axes, moving index less fixed index, (X, Y, Z, 3); affines ignored",
+    "learn2reg": "the same mapping in voxels along the array axes: moving index less fixed index, (X, Y, Z, 3)",
     "ants_affine": "ANTs: the initial affine, fixed to moving; a point goes through ants_warp first",
     "ants_warp": "ANTs: the deformation without the initial affine; antsApplyTransforms -t ants_warp -t ants_affine",
     "ants_inverse_warp": "ANTs: the deformation's inverse; antsApplyTransforms -t [ants_affine,1] -t ants_inverse_warp",
@@ -44,6 +44,9 @@ class Exports:
     learn2reg: bool = False
     ants: bool = False
     zip: bool = False
+
+
+FIELD_AND_COMPOSITE = Exports()
 
 
 @dataclass
@@ -62,14 +65,16 @@ class WrittenTransforms:
     def in_words(self) -> str:
         """One line for the console."""
         largest = [d["max"] for d in self.differences.values() if d["max"] is not None]
-        said = f"SimpleITK warps with the written files as we do (differs by at most {max(largest, default=0):.1g} of the range)"
+        said = (
+            f"SimpleITK warps with the written files as we do (differs by at most {max(largest, default=0):.1g} of the range)"
+        )
         if self.inverse_error_mm is None:
             return said
         return said + "; inverse misses by mean {mean:.3f} mm, 95 % below {p95:.3f} mm".format(**self.inverse_error_mm)
 
 
 def chosen_exports(args: Namespace, pairs: Sequence[Pair]) -> Exports:
-    """What --inverse, --export and --zip ask for. Raises ValueError, with all problems, where Learn2Reg's names or shapes fail."""
+    """What --inverse, --export and --zip ask for. Raises ValueError with all problems of Learn2Reg's names and shapes."""
     kinds = set(args.export or ())
     if args.zip and "l2r" not in kinds:
         raise ValueError("--zip packs Learn2Reg's files: give --export l2r with it.")
@@ -128,7 +133,7 @@ def _write_inverse(folder: Path, pair: Pair, done: RegisteredPair, written: Writ
 
 def _write_ants(folder: Path, pair: Pair, done: RegisteredPair, warped: Image, both: np.ndarray, inverse: bool,
                 written: WrittenTransforms) -> None:  # fmt: skip
-    """ANTs' pair of files, p -> affine(warp(p)), and with `inverse` the inverse of the warp, on the fixed grid as ANTs has it."""
+    """ANTs' pair of files, p -> affine(warp(p)), and with `inverse` the inverse of the warp, on the fixed grid."""
     initial, deformation = done.alignment.transform, done.deformation.on(done.fixed.grid)
     names = {"ants_affine": f"{pair.id}_0GenericAffine.mat", "ants_warp": f"{pair.id}_1Warp.nii.gz"}
     affine, warp = (folder / name for name in names.values())
@@ -144,7 +149,9 @@ def _write_ants(folder: Path, pair: Pair, done: RegisteredPair, warped: Image, b
     write_field(folder / name, back)
     start = initial.inverse().as_field(done.moving.grid)
     total = start.compose(back)
-    both = inside(total, done.fixed.grid) & inside(start, done.fixed.grid, margin_vox=-0.5)  # no field outside the grid, for ITK
+    both = inside(total, done.fixed.grid) & inside(
+        start, done.fixed.grid, margin_vox=-0.5
+    )  # no field outside the grid, for ITK
     found = warp_by_itk([(affine, True), (folder / name, False)], done.fixed, done.moving.grid)
     written.differences["ants_inverse_warp"] = _difference(total.warp(done.fixed), found, both, done.fixed)
 

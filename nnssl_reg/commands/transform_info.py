@@ -19,8 +19,8 @@ from nnssl_reg.imageio.transforms import read_affine, read_composite, read_field
 FIELDS, COMPOSITES, AFFINES = (".nii.gz", ".nii"), (".h5", ".hdf5"), (".mat", ".tfm", ".txt")
 LPS_FIELD = "ITK displacement field (NIfTI, intent 1007), components in mm along LPS"
 RAS_FIELD = "displacement field (NIfTI, intent 1006), components in mm along RAS"
-FORWARD = ("points of the fixed image to points of the moving image; so it warps the moving image onto the fixed grid",
-           "points of the moving image to points of the fixed image; so it warps the fixed image onto the moving grid")  # fmt: skip
+FORWARD = "points of the fixed image to points of the moving image; so it warps the moving image onto the fixed grid"
+BACKWARD = "points of the moving image to points of the fixed image; so it warps the fixed image onto the moving grid"
 
 
 @dataclass(frozen=True)
@@ -108,8 +108,8 @@ def _maps(path: Path) -> str:
         if kind in ("ants_affine", "ants_warp"):
             return f"a step of the way from the fixed to the moving image: the warp, then the affine ({sidecar.name})"
         if kind is not None:
-            return f"{FORWARD[kind == 'inverse_field']} ({sidecar.name}: fixed {told['fixed']}, moving {told['moving']})"
-    return f"{FORWARD[0]} (if it was written as nnssl_register writes; the file itself does not say)"
+            return f"{BACKWARD if kind == 'inverse_field' else FORWARD} ({sidecar.name}: fixed {told['fixed']}, moving {told['moving']})"
+    return f"{FORWARD} (if it was written as nnssl_register writes; the file itself does not say)"
 
 
 def _displacement(told: Told) -> str:

@@ -128,7 +128,9 @@ def metrics_csv(results: Sequence[PairResult]) -> str:
 def summarise(results: Sequence[PairResult]) -> dict:
     """The content of summary.json: counts, what failed and why, means and medians over the pairs, and means per label."""
     done = [r for r in results if r.error is None]
-    columns = {name: [getattr(r.scores, name) for r in done] for name in _measures(done)} | {"seconds": [r.seconds for r in done]}
+    columns = {name: [getattr(r.scores, name) for r in done] for name in _measures(done)} | {
+        "seconds": [r.seconds for r in done]
+    }
     labels = {}
     for label in _labels(done):
         rows = [r.scores for r in done if label in r.scores.label_dice]
