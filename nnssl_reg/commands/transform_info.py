@@ -97,8 +97,8 @@ def _lines(path: Path, told: Told) -> list[tuple[str, str]]:
 
 def _maps(path: Path) -> str:
     """The direction in words, with the images' names where a sidecar of nnssl_register tells what the file is."""
-    for sidecar in path.parent.glob("*.json"):
-        if not path.name.startswith(sidecar.stem) and not path.name.startswith("disp_"):
+    for sidecar in sorted(path.parent.glob("*.json")):
+        if not path.name.startswith((sidecar.stem, "disp_")):  # Learn2Reg's names are not made of the pair's
             continue
         told = read_json(sidecar)
         files = told.get("files") if isinstance(told, dict) else None
@@ -108,7 +108,8 @@ def _maps(path: Path) -> str:
         if kind in ("ants_affine", "ants_warp"):
             return f"a step of the way from the fixed to the moving image: the warp, then the affine ({sidecar.name})"
         if kind is not None:
-            return f"{BACKWARD if kind == 'inverse_field' else FORWARD} ({sidecar.name}: fixed {told['fixed']}, moving {told['moving']})"
+            way = BACKWARD if kind == "inverse_field" else FORWARD
+            return f"{way} ({sidecar.name}: fixed {told.get('fixed')}, moving {told.get('moving')})"
     return f"{FORWARD} (if it was written as nnssl_register writes; the file itself does not say)"
 
 

@@ -170,6 +170,16 @@ def test_the_inverse_of_a_large_grid_starts_from_a_coarse_one_and_is_as_good(tur
     np.testing.assert_allclose(field.inverse(grid).apply_to_points(there), truth, atol=0.05)  # linear between voxels
 
 
+def test_the_inverse_is_found_where_the_field_stretches_threefold():
+    grid = Grid((60, 8, 8), np.diag([1.0, 2.0, 2.0, 1.0]))
+    vectors = torch.zeros(3, *grid.shape)
+    vectors[0] = 8 * torch.tanh((grid.points_mm()[0] - 30) / 4)
+    field = DisplacementField(vectors, grid)
+    assert 2.9 < field.jacobian_determinant().max() < 3
+    points = np.stack([np.linspace(15, 45, 61), np.full(61, 7.0), np.full(61, 6.0)], axis=1)
+    np.testing.assert_allclose(field.inverse_points(field.apply_to_points(points)), points, atol=1e-6)
+
+
 def test_vectors_that_do_not_fit_the_grid_are_refused(fixed):
     with pytest.raises(ValueError, match="A field needs vectors"):
         DisplacementField(torch.zeros(3, 14, 12, 11), fixed)
