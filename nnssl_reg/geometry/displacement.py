@@ -70,7 +70,7 @@ class DisplacementField:
         """The field on the moving image's grid that leads back, by fixed-point iteration around the field's affine part.
 
         After Chen et al. 2008, whose full steps converge where the rest without the affine part has a slope below 1; steps that
-        do not bring a point nearer are halved, which stronger fields need. A fold has no inverse.
+        overshoot are halved, which stronger fields need. A fold has no inverse.
         """
         vectors = torch.empty(3, *grid.shape, dtype=self.vectors_mm.dtype, device=self.vectors_mm.device)
         coarse = None
@@ -110,17 +110,20 @@ class DisplacementField:
         if guess is None:
             guess = torch.einsum("ij,j...->i...", back[:3, :3], points_mm) + back[:3, 3].view(3, *[1] * (points_mm.ndim - 1))
         enough = _INVERTED_MM if points_mm.dtype == torch.float32 else 1e-6 * _INVERTED_MM
-        kept, off, step = guess, torch.full_like(points_mm, torch.inf), torch.ones_like(points_mm[:1])
+        kept, off, step = (
+            guess,
+            points_mm - guess - sample_points(self.vectors_mm, self.grid, guess),
+            torch.ones_like(points_mm[0]),
+        )
         for _ in range(iterations):
-            missing = points_mm - guess - sample_points(self.vectors_mm, self.grid, guess)
-            better = missing.square().sum(0, keepdim=True) < off.square().sum(0, keepdim=True)
-            kept, off = torch.where(better, guess, kept), torch.where(better, missing, off)
-            step = torch.where(
-                better, (1.5 * step).clamp(max=1.0), 0.5 * step
-            )  # full steps overshoot where the field stretches
             guess = kept + step * torch.einsum("ij,j...->i...", back[:3, :3], off)
             if off.abs().max() < enough:
                 break
+            missing = points_mm - guess - sample_points(self.vectors_mm, self.grid, guess)
+            better = missing.square().sum(0) < off.square().sum(0)
+            turned = (missing * off).sum(0) < 0  # a full step overshoots where the field stretches
+            step = torch.where(better & ~turned, (1.2 * step).clamp(max=1.0), 0.5 * step)
+            kept, off = torch.where(better, guess, kept), torch.where(better, missing, off)
         return guess
 
     def jacobian_determinant(self) -> torch.Tensor:
