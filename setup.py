@@ -38,6 +38,6 @@ setup(
         "psutil>=5.9",
         "matplotlib>=3.8",
     ],
-    extras_require={"test": ["pytest>=8", "ruff>=0.8", "antspyx>=0.5"]},
+    extras_require={"test": ["pytest>=8", "ruff>=0.8", "antspyx>=0.5", "surface-distance>=0.1"]},
     entry_points={"console_scripts": [f"{name} = nnssl_reg.commands.entry:script" for name in SCRIPTS]},
 )

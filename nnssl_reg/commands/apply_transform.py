@@ -1,5 +1,6 @@
 """Carry images, label maps and landmarks through a transform that nnssl_register wrote, in either direction."""
 
+import logging
 from argparse import Namespace
 from collections import Counter
 from dataclasses import dataclass
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nnssl_reg.evaluation.metrics import label_ids
+from nnssl_reg.evaluation.metrics import inverse_error_mm, label_ids
 from nnssl_reg.geometry.displacement import DisplacementField
 from nnssl_reg.geometry.grid import Grid
 from nnssl_reg.geometry.image import Image
@@ -16,7 +17,8 @@ from nnssl_reg.imageio.landmarks import LANDMARK_ENDINGS, read_landmarks, write_
 from nnssl_reg.imageio.transforms import read_transform
 
 MOST_LABELS = 64  # a file of whole numbers with more values than this is taken for an image
-CHECKED_POINTS = 20_000
+
+log = logging.getLogger("nnssl_reg")
 
 
 @dataclass(frozen=True)
@@ -100,23 +102,13 @@ def _image_way(args: Namespace, field: DisplacementField) -> Way:
         grid = read_grid(args.r) if args.r else field.grid
         return Way("moving image", f"the grid of {args.r}" if args.r else "fixed grid", field.on(grid) if args.r else field)
     pull = field.inverse(read_grid(args.r))
-    error = _inverse_error_mm(field, pull)
+    error = inverse_error_mm(pull, field)
     if not len(error):
         raise ValueError(
             f"{args.r}: nothing of it lies in the fixed field of view through the transform; is it the moving image?"
         )
     print(f"inverse: there and back misses by {error.mean():.3f} mm on average, at most {error.max():.3f} mm")
     return Way("fixed image", f"moving grid ({args.r})", pull)
-
-
-def _inverse_error_mm(field: DisplacementField, inverse: DisplacementField) -> np.ndarray:
-    """How far points of the moving grid end from themselves, there and back, for those that lie in the fixed field of view."""
-    stride = max(1, round((np.prod(inverse.grid.shape) / CHECKED_POINTS) ** (1 / 3)))
-    index = np.stack(np.meshgrid(*[np.arange(0, n, stride) for n in inverse.grid.shape], indexing="ij"), -1).reshape(-1, 3)
-    points = inverse.grid.index_to_world(index)
-    there = inverse.apply_to_points(points)
-    there, points = (array[_inside(field.grid, there)] for array in (there, points))
-    return np.linalg.norm(field.apply_to_points(there) - points, axis=1) if len(points) else np.zeros(0)
 
 
 def _inside(grid: Grid, points_mm: np.ndarray) -> np.ndarray:
@@ -138,7 +130,10 @@ def _carry_image(path: Path, output: Path, way: Way, args: Namespace) -> str:
         there, here = label_ids(image.array), label_ids(warped.array)
         lost = sorted(set(there) - set(here))
         said += f"labels ({image.array.dtype}, nearest neighbour), {len(here)} of {len(there)} kept"
-        said += f", lost on the way: {', '.join(map(str, lost))}" if lost else ""
+        if lost:
+            log.warning(
+                "%s: lost on the way: label %s (too small or outside the %s).", path, ", ".join(map(str, lost)), way.target
+            )
         return said
     fill = f", {outside:.1f} % lie outside it and got its minimum {image.array.min():g}" if outside else ""
     return said + "intensities (linear)" + fill
@@ -147,12 +142,12 @@ def _carry_image(path: Path, output: Path, way: Way, args: Namespace) -> str:
 def _read(path: Path, args: Namespace) -> Image:
     """A label map if --label says or its values look so, else intensities."""
     if args.label:
-        return read_labels(path)
-    image = read_image(path)
+        return read_labels(path, args.volume)
+    image = read_image(path, args.volume)
     if args.image or not looks_like_labels(image.array):
         return image
     print(f"{path.name} holds few, whole numbers: taken for labels (--image: as intensities).")
-    return read_labels(path)
+    return read_labels(path, args.volume)
 
 
 def looks_like_labels(array: np.ndarray) -> bool:

@@ -116,6 +116,10 @@ def _register(parser: ArgumentParser) -> None:
     parser.add_argument("--regularisation", choices=("weak", "medium", "strong"),
                         help="how stiff: half the planned smoothness, as planned (default), three times")  # fmt: skip
     parser.add_argument("--diffeomorphic", action="store_true", help="a field that folds nowhere and has an inverse")
+    parser.add_argument("--inverse", action="store_true", help="write the inverse field, too, with its error in mm")
+    parser.add_argument("--export", nargs="+", choices=("l2r", "ants"), metavar="FORM",
+                        help="write transforms also as Learn2Reg (l2r) or ANTs (ants) names them")  # fmt: skip
+    parser.add_argument("--zip", action="store_true", help="with --export l2r: pack its files into submission.zip")
     parser.add_argument("-device", default=None, help=DEVICES)
     parser.add_argument("-limit", type=int, default=None, metavar="N", help="the first N pairs only")
     parser.add_argument("-num_parts", "--num_parts", type=int, default=1, metavar="N", help="share the pairs among N runs ...")
@@ -154,6 +158,13 @@ def _apply_transform(parser: ArgumentParser) -> None:
                         help="fixed images to the moving grid (-r), moving landmarks to the fixed image")  # fmt: skip
     parser.add_argument("-space", choices=("ras", "lps", "voxel"), help="coordinates of .csv landmarks")
     parser.add_argument("-points_image", metavar="IMAGE", help="image whose voxels .csv landmarks of space voxel count")
+    parser.add_argument("-volume", type=int, default=None, metavar="N", help="which volume of a 4-D image")
+
+
+def _transform_info(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "files", nargs="+", metavar="FILE", help="fields (.nii.gz), composites (.h5), affines (.mat, .tfm, .txt)"
+    )
 
 
 def _evaluate(parser: ArgumentParser) -> None:
@@ -180,6 +191,8 @@ COMMANDS = {
     "nnssl_register": Command("Register pairs of images.", _ROOM + "register", _register),
     "nnssl_apply_transform": Command("Apply a written transform to images, labels or landmarks.",
                                      _ROOM + "apply_transform", _apply_transform),
+    "nnssl_transform_info": Command("Say what transform files map, in which units, how far and how regularly.",
+                                    _ROOM + "transform_info", _transform_info),
     "nnssl_evaluate": Command("Judge written transforms with labels.", _ROOM + "evaluate", _evaluate),
     "nnssl_demo": Command("The whole way on phantoms, in minutes.", _ROOM + "demo", _demo),
 }  # fmt: skip

@@ -13,7 +13,7 @@ from nnssl_reg.geometry.displacement import DisplacementField
 from nnssl_reg.geometry.image import Image
 from nnssl_reg.imageio.images import read_grid, read_labels
 from nnssl_reg.imageio.json_files import read_json
-from nnssl_reg.imageio.pairs import Pair, read_pairs
+from nnssl_reg.imageio.pairs import Pair, read_pair_landmarks, read_pairs
 from nnssl_reg.imageio.transforms import read_transform
 
 log = logging.getLogger("nnssl_reg")
@@ -38,7 +38,8 @@ def _result(pair: Pair, folder: Path) -> PairResult:
     try:
         field = _field(pair, folder)
         labels = [None if path is None else read_labels(path) for path in (pair.fixed_label, pair.moving_label)]
-        scores = judge(field, *labels)
+        landmarks = read_pair_landmarks(pair, field.grid, read_grid(pair.moving))
+        scores = judge(field, *labels, landmarks=landmarks, learn2reg=True)
         _compare_with_stored(pair, folder, field, labels[1])
         return PairResult(**names, scores=scores, seconds=_seconds(folder / f"{pair.id}.json"))
     except (ValueError, OSError) as error:

@@ -5,28 +5,28 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
+from nnssl_reg.commands import pair_transforms
+from nnssl_reg.commands.pair_transforms import FIELD_AND_COMPOSITE, Exports, WrittenTransforms, write_transforms
 from nnssl_reg.commands.register_pair import RegisteredPair
 from nnssl_reg.evaluation.figures import registration_figure
 from nnssl_reg.evaluation.summary import Scores, judge
 from nnssl_reg.imageio.images import write_image
 from nnssl_reg.imageio.json_files import write_json
 from nnssl_reg.imageio.pairs import Pair
-from nnssl_reg.imageio.transforms import write_composite, write_field
 
 MEANING = {
     "maps": "a point of the fixed image to the moving point that corresponds to it; images are pulled the other way, "
     "warped(p) = moving(p + field(p))",
-    "field": "displacement in mm along LPS axes on the fixed image's grid (NIfTI intent 1007: ITK, ANTs, 3D Slicer), initial "
-    "alignment included",
-    "transform": "ITK composite of the initial affine transform and the deformation, for the same mapping",
     "initial_matrix": "initial alignment, fixed world -> moving world, homogeneous RAS mm",
 }
 
 
-def write_pair(folder: Path, pair: Pair, done: RegisteredPair, settings: dict, seconds: float, figures: bool) -> Scores:
+def write_pair(folder: Path, pair: Pair, done: RegisteredPair, settings: dict, seconds: float, figures: bool,
+               exports: Exports = FIELD_AND_COMPOSITE) -> Scores:  # fmt: skip
     """Write everything about a pair into `folder`, the sidecar last, and return its scores."""
-    files = {"warped": f"{pair.id}_warped.nii.gz", "field": f"{pair.id}_field.nii.gz", "transform": f"{pair.id}_transform.h5"}
+    files = {"warped": f"{pair.id}_warped.nii.gz"}
     warped = done.field.warp(done.moving)
     write_image(folder / files["warped"], warped)
     warped_label = None
@@ -34,9 +34,10 @@ def write_pair(folder: Path, pair: Pair, done: RegisteredPair, settings: dict, s
         files["warped_label"] = f"{pair.id}_warped_label.nii.gz"
         warped_label = done.field.warp(done.moving_label)
         write_image(folder / files["warped_label"], warped_label)
-    write_field(folder / files["field"], done.field)
-    write_composite(folder / files["transform"], done.alignment.transform, done.deformation)
-    scores = judge(done.field, done.fixed_label, done.moving_label, warped_label)
+    written = write_transforms(folder, pair, done, warped, exports)
+    files |= written.files
+    tqdm.write(f"{pair.id}: {written.in_words()}")
+    scores = judge(done.field, done.fixed_label, done.moving_label, warped_label, done.landmarks, exports.learn2reg)
     if figures:
         files["picture"] = f"{pair.id}.png"
         aligned = done.alignment.transform.as_field(done.fixed.grid)
@@ -48,7 +49,7 @@ def write_pair(folder: Path, pair: Pair, done: RegisteredPair, settings: dict, s
         registration_figure(
             folder / files["picture"], done.fixed, aligned.warp(done.moving), warped, done.field, title, **labels
         )
-    write_json(folder / f"{pair.id}.json", _sidecar(pair, done, settings, seconds, scores, files))
+    write_json(folder / f"{pair.id}.json", _sidecar(pair, done, settings, seconds, scores, files, written))
     return scores
 
 
@@ -61,15 +62,17 @@ def _title(pair: Pair, done: RegisteredPair, scores: Scores) -> str:
     return f"{pair.id}\n{'   '.join(parts)}"
 
 
-def _sidecar(pair: Pair, done: RegisteredPair, settings: dict, seconds: float, scores: Scores, files: dict) -> dict:
+def _sidecar(pair: Pair, done: RegisteredPair, settings: dict, seconds: float, scores: Scores, files: dict,
+             written: WrittenTransforms) -> dict:  # fmt: skip
     length = done.field.vectors_mm.square().sum(0).sqrt()
     return {
         "id": pair.id,
         "fixed": str(pair.fixed),
         "moving": str(pair.moving),
         "files": files,
-        "meaning": MEANING,
+        "meaning": MEANING | {kind: text for kind, text in pair_transforms.MEANING.items() if kind in files},
         "displacement_mm": {"mean": float(length.mean()), "max": float(length.max())},
+        **written.sidecar(),
         "initial": {"name": done.alignment.name, "costs": done.alignment.costs},
         "initial_matrix": done.alignment.transform.matrix.tolist(),
         **({} if done.flow is None else {"diffeomorphic": {"mean_mm_from_the_field_found": done.flow.distance_mm}}),

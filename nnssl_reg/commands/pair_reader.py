@@ -11,7 +11,7 @@ from nnssl_reg.commands.pair_features import FeatureStore
 from nnssl_reg.commands.register_pair import ImagePair, Side
 from nnssl_reg.geometry.image import Image
 from nnssl_reg.imageio.images import check_same_grid, read_labels
-from nnssl_reg.imageio.pairs import Pair
+from nnssl_reg.imageio.pairs import Pair, read_pair_landmarks
 
 
 class PairReader:
@@ -59,7 +59,8 @@ def read_pair(pair: Pair, store: FeatureStore, before: dict[Path, Image] | None 
         label = None if label is None else _on_grid(label, seen[path], "labels")
         mask = None if mask is None else checked_mask(_on_grid(mask, seen[path], "mask voxels"), str(mask))
         sides.append(Side(seen[path], str(path), channel, label, mask))
-    return ImagePair(*sides, reading_seconds=time.perf_counter() - started)
+    landmarks = read_pair_landmarks(pair, *(side.image.grid for side in sides))
+    return ImagePair(*sides, landmarks, time.perf_counter() - started)
 
 
 def checked_mask(mask: Image, name: str) -> Image:

@@ -63,5 +63,6 @@ def _description(modalities: list[str]) -> dict:
         "labels": {"background": 0, **LABELS},
         "numTraining": len(modalities),
         "file_ending": ".nii.gz",
+        "landmarks_space": "ras",
         "registration_val": [{"fixed": files[fixed], "moving": files[moving]} for fixed, moving in pairs],
     }

@@ -12,6 +12,7 @@ from nnssl_reg.commands.finished_pairs import finished_result, inputs_of
 from nnssl_reg.commands.model_choice import choose_model
 from nnssl_reg.commands.pair_outputs import write_pair
 from nnssl_reg.commands.pair_reader import PairReader
+from nnssl_reg.commands.pair_transforms import Exports, chosen_exports, pack_submission
 from nnssl_reg.commands.pair_writer import PairWriter, write_whole
 from nnssl_reg.commands.register_pair import register_pair
 from nnssl_reg.commands.registration_setup import Setup, device_called, make_setup
@@ -31,6 +32,7 @@ def run(args: Namespace) -> int:
     _check_numbers(args)
     every = _pairs(args)
     pairs = every[: args.limit][args.part_id :: args.num_parts]
+    exports = chosen_exports(args, every[: args.limit])
     device = device_called(args.device)
     out = _output_folder(args)
     # from all pairs, whatever part of them is done now, so that all parts and later runs use the same numbers
@@ -41,16 +43,18 @@ def run(args: Namespace) -> int:
     part = "" if args.num_parts == 1 else f" (part {args.part_id} of 0 ... {args.num_parts - 1})"
     print(f"Registering {len(pairs)} pair{'s' * (len(pairs) != 1)}{part} with {setup.kind} features on {device}; results go "
           f"to {out}")  # fmt: skip
-    results = {} if args.overwrite else _finished(pairs, setup, out, args)
+    results = {} if args.overwrite else _finished(pairs, setup, out, args, exports)
     if results:
         print(f"{len(results)} of them {'is' if len(results) == 1 else 'are'} there already, made in the same way, and kept "
               "(--overwrite: register all again).")  # fmt: skip
-    results |= _register([pair for pair in pairs if pair.id not in results], setup, out, args)
+    results |= _register([pair for pair in pairs if pair.id not in results], setup, out, args, exports)
+    if exports.zip and args.num_parts == 1:
+        print(pack_submission(out, pairs))
     suffix = "" if args.num_parts == 1 else f"_part{args.part_id}of{args.num_parts}"
     return write_results(out, [results[pair.id] for pair in pairs], setup.record, suffix)
 
 
-def _register(pairs: list[Pair], setup: Setup, out: Path, args: Namespace) -> dict[str, PairResult]:
+def _register(pairs: list[Pair], setup: Setup, out: Path, args: Namespace, exports: Exports) -> dict[str, PairResult]:
     """Register pairs one after the other, reading ahead and writing behind; an error becomes the pair's row."""
     results, rows = {}, {pair.id: {"id": pair.id, "fixed": str(pair.fixed), "moving": str(pair.moving)} for pair in pairs}
     store = setup.store(args.volume)
@@ -72,17 +76,17 @@ def _register(pairs: list[Pair], setup: Setup, out: Path, args: Namespace) -> di
                 except PAIR_ERRORS as error:
                     over(pair.id, error)
                 else:
-                    writer.write(pair.id, _written, out, pair, done, settings, not args.no_figures)
+                    writer.write(pair.id, _written, out, pair, done, settings, not args.no_figures, exports)
                     del done
                 del images
                 bar.update()
     return results
 
 
-def _written(out: Path, pair: Pair, done, settings: dict, figures: bool) -> PairResult:
+def _written(out: Path, pair: Pair, done, settings: dict, figures: bool, exports: Exports) -> PairResult:
     """Write a pair's files, in the writer's thread: the compiled kernels run in one thread at a time, so never in here."""
     seconds = sum(done.seconds.values())
-    write = partial(write_pair, pair=pair, done=done, settings=settings, seconds=seconds, figures=figures)
+    write = partial(write_pair, pair=pair, done=done, settings=settings, seconds=seconds, figures=figures, exports=exports)
     return PairResult(pair.id, str(pair.fixed), str(pair.moving), write_whole(out, pair.id, write), seconds)
 
 
@@ -91,9 +95,9 @@ def _settings(pair: Pair, setup: Setup, args: Namespace) -> dict:
     return setup.record | {"inputs": inputs_of(pair, args.volume)}
 
 
-def _finished(pairs: list[Pair], setup: Setup, out: Path, args: Namespace) -> dict[str, PairResult]:
+def _finished(pairs: list[Pair], setup: Setup, out: Path, args: Namespace, exports: Exports) -> dict[str, PairResult]:
     """The rows of pairs that need not be registered again."""
-    wanted = {"warped", "field", "transform"} | (set() if args.no_figures else {"picture"})
+    wanted = {"warped", *exports.kinds()} | (set() if args.no_figures else {"picture"})
     found = {pair.id: finished_result(out, pair, _settings(pair, setup, args), wanted) for pair in pairs}
     return {name: result for name, result in found.items() if result is not None}
 

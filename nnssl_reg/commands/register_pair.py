@@ -37,10 +37,11 @@ class Side:
 
 @dataclass(frozen=True)
 class ImagePair:
-    """A pair of images in memory, and how long reading them took."""
+    """A pair of images in memory, corresponding landmarks (N, 3) RAS mm of both, and how long reading them took."""
 
     fixed: Side
     moving: Side
+    landmarks: tuple[np.ndarray, np.ndarray] | None = None
     reading_seconds: float = 0.0
 
 
@@ -49,7 +50,8 @@ class RegisteredPair:
     """What a registration found: moving point = initial(p + deformation(p)) for a fixed point p.
 
     deformation: on a grid a little larger than the fixed image, as coarse as it was computed; field: both, on the fixed
-    image's own grid. seconds: per stage. flow: the deformation and its inverse, if it was made diffeomorphic.
+    image's own grid. seconds: per stage. landmarks: of the fixed and of the moving image, (N, 3) RAS mm each, if there are any.
+    flow: the deformation and its inverse, if it was made diffeomorphic.
     """
 
     fixed: Image
@@ -60,6 +62,7 @@ class RegisteredPair:
     deformation: DisplacementField
     field: DisplacementField
     seconds: dict[str, float]
+    landmarks: tuple[np.ndarray, np.ndarray] | None = None
     flow: Diffeomorphism | None = None
 
     def inverse(self, grid: Grid) -> DisplacementField:
@@ -94,7 +97,7 @@ def register_pair(pair: ImagePair, store: FeatureStore, plan: RegistrationPlan, 
     field = alignment.transform.after(deformation.on(fixed.image.grid))
     clock.lap("field")
     return RegisteredPair(fixed.image, moving.image, pair.fixed.label, pair.moving.label, alignment, deformation, field,
-                          clock.seconds, flow)  # fmt: skip
+                          clock.seconds, pair.landmarks, flow)  # fmt: skip
 
 
 class _Clock:

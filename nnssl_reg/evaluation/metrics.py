@@ -73,16 +73,16 @@ def mean_of(values) -> float:
 
 
 def sd_log_jacobian(jacobian, border: int = 2) -> float:
-    """Standard deviation of log(clip(J, 1e-9, 1e9)) without the outer `border` voxels: Learn2Reg's SDlogJ.
+    """Standard deviation of log(clip(J, 1e-9, 1e9)) without the outer `border` voxels: SDlogJ as Learn2Reg describes it.
 
     jacobian: (X, Y, Z) determinants, numpy or torch. An axis too short for the border keeps all its voxels.
     """
-    return float(np.log(np.clip(_inner(jacobian, border), 1e-9, 1e9)).std(dtype=np.float64))
+    return float(np.log(np.clip(inner_voxels(jacobian, border), 1e-9, 1e9)).std(dtype=np.float64))
 
 
 def folding_percent(jacobian, border: int = 2) -> float:
     """Share of voxels with J <= 0 without the outer `border` voxels, percent."""
-    return float(100 * (_inner(jacobian, border) <= 0).mean())
+    return float(100 * (inner_voxels(jacobian, border) <= 0).mean())
 
 
 def tre_mm(fixed_points_mm, moving_points_mm, field: DisplacementField) -> np.ndarray:
@@ -91,6 +91,20 @@ def tre_mm(fixed_points_mm, moving_points_mm, field: DisplacementField) -> np.nd
     if fixed_points_mm.shape != moving_points_mm.shape:
         raise ValueError(f"Landmarks come in pairs, got {fixed_points_mm.shape} fixed and {moving_points_mm.shape} moving.")
     return np.linalg.norm(field.apply_to_points(fixed_points_mm) - moving_points_mm, axis=1)
+
+
+def inverse_error_mm(forward: DisplacementField, backward: DisplacementField, points: int = 50_000) -> np.ndarray:
+    """|p - backward(forward(p))| at about `points` voxel centres of forward's grid that land inside backward's grid, mm."""
+    shape, target = forward.grid.shape, backward.grid
+    stride = max(1, round((np.prod(shape) / points) ** (1 / 3)))
+    index = np.stack(np.meshgrid(*[np.arange(0, n, stride) for n in shape], indexing="ij"), axis=-1).reshape(-1, 3)
+    start = forward.grid.index_to_world(index)
+    there = forward.apply_to_points(start)
+    landed = target.world_to_index(there)
+    inside = ((landed >= -0.5) & (landed <= np.array(target.shape) - 0.5)).all(axis=1)
+    if not inside.any():
+        return np.zeros(0)
+    return np.linalg.norm(backward.apply_to_points(there[inside]) - start[inside], axis=1)
 
 
 def _check_shapes(fixed: np.ndarray, warped: np.ndarray) -> None:
@@ -122,6 +136,7 @@ def _tree(points_mm: np.ndarray) -> cKDTree:
     return cKDTree(points_mm, leafsize=32, compact_nodes=False, balanced_tree=False)
 
 
-def _inner(jacobian, border: int) -> np.ndarray:
+def inner_voxels(jacobian, border: int = 2) -> np.ndarray:
+    """Values (X, Y, Z), numpy or torch, without the outer `border` voxels; an axis too short for that keeps all of its own."""
     values = jacobian.cpu().numpy() if isinstance(jacobian, torch.Tensor) else np.asarray(jacobian)
     return values[tuple(slice(border, -border) if n > 2 * border else slice(None) for n in values.shape)]

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from nnssl_reg.evaluation.learn2reg_metrics import hd95_l2r, sd_log_jacobian_l2r
 from nnssl_reg.evaluation.metrics import (
     dice,
     folding_percent,
@@ -17,6 +18,7 @@ from nnssl_reg.evaluation.metrics import (
     mean_of,
     sd_log_jacobian,
     surface_distances_mm,
+    tre_mm,
 )
 from nnssl_reg.geometry.displacement import DisplacementField
 from nnssl_reg.geometry.image import Image
@@ -24,6 +26,7 @@ from nnssl_reg.geometry.sampling import resample
 
 MEASURES = ("dice_initial", "dice", "hd95_mm_initial", "hd95_mm", "surface_mm_initial", "surface_mm",
             "sd_log_jacobian", "folding_percent")  # fmt: skip
+FURTHER_MEASURES = ("tre_mm_initial", "tre_mm", "sd_log_jacobian_l2r", "hd95_l2r")  # columns where a pair has one
 TABLE_ROWS = 60
 
 
@@ -32,7 +35,8 @@ class Scores:
     """What one registration is worth. "_initial": by world coordinates alone, before registration. NaN: not known.
 
     Means are over the labels that both images have. lost_labels: of those, what the warped label image no longer has; a lost
-    label counts as Dice 0 and is left out of the distances.
+    label counts as Dice 0 and is left out of the distances. "_l2r": as Learn2Reg computes it (hd95_l2r: in voxels of 1, and
+    infinite where a label is lost). tre_mm: mean over the landmarks.
     """
 
     dice_initial: float = math.nan
@@ -46,6 +50,10 @@ class Scores:
     label_dice_initial: dict[str, float] = field(default_factory=dict)
     label_dice: dict[str, float] = field(default_factory=dict)
     lost_labels: tuple[int, ...] = ()
+    tre_mm_initial: float = math.nan
+    tre_mm: float = math.nan
+    sd_log_jacobian_l2r: float = math.nan
+    hd95_l2r: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -61,22 +69,31 @@ class PairResult:
 
 
 def judge(total: DisplacementField, fixed_label: Image | None = None, moving_label: Image | None = None,
-          warped_label: Image | None = None) -> Scores:  # fmt: skip
+          warped_label: Image | None = None, landmarks: tuple[np.ndarray, np.ndarray] | None = None,
+          learn2reg: bool = False) -> Scores:  # fmt: skip
     """Scores of a registration given the total field (initial alignment included) and the label images of the pair.
 
     Labels are compared on the fixed label's grid. warped_label: the moving label on that grid, if it is at hand already.
+    landmarks: of the fixed and of the moving image, (N, 3) RAS mm each. learn2reg: Learn2Reg's own variants, too.
     """
-    jacobian = total.jacobian_determinant()
-    regularity = {"sd_log_jacobian": sd_log_jacobian(jacobian), "folding_percent": folding_percent(jacobian)}
+    jacobian = total.jacobian_determinant().cpu().numpy()
+    known = {"sd_log_jacobian": sd_log_jacobian(jacobian), "folding_percent": folding_percent(jacobian)}
+    if learn2reg:
+        known["sd_log_jacobian_l2r"] = sd_log_jacobian_l2r(jacobian)
+    if landmarks is not None:
+        known["tre_mm_initial"] = mean_of(np.linalg.norm(landmarks[1] - landmarks[0], axis=1))
+        known["tre_mm"] = mean_of(tre_mm(*landmarks, total))
     if fixed_label is None or moving_label is None:
-        return Scores(**regularity)
+        return Scores(**known)
     grid, fixed = fixed_label.grid, fixed_label.array[0]
     if warped_label is None or not warped_label.grid.matches(grid):
         warped_label = (total if total.grid.matches(grid) else total.on(grid)).warp(moving_label)
     labels = sorted(set(label_ids(fixed)) & set(label_ids(moving_label.array)))
     initial = _overlap(fixed, resample(moving_label, grid).array[0], grid.spacing_mm, labels)
     after = _overlap(fixed, warped_label.array[0], grid.spacing_mm, labels)
-    return Scores(**regularity, **after, **{f"{name}_initial": value for name, value in initial.items()},
+    if learn2reg:
+        known["hd95_l2r"] = mean_of(hd95_l2r(fixed, warped_label.array[0], labels).values())
+    return Scores(**known, **after, **{f"{name}_initial": value for name, value in initial.items()},
                   lost_labels=tuple(sorted(set(labels) - set(label_ids(warped_label.array)))))  # fmt: skip
 
 
@@ -94,14 +111,14 @@ def _overlap(fixed: np.ndarray, moved: np.ndarray, spacing_mm, labels: list[int]
 
 def metrics_csv(results: Sequence[PairResult]) -> str:
     """The text of metrics.csv: one row per pair, a Dice column per label; what is not known stays empty."""
-    labels = _labels(results)
-    header = ["id", "fixed", "moving", "dice_initial", "dice", *(f"dice_{label}" for label in labels), *MEASURES[2:],
+    labels, measures = _labels(results), _measures(results)
+    header = ["id", "fixed", "moving", "dice_initial", "dice", *(f"dice_{label}" for label in labels), *measures[2:],
               "lost_labels", "seconds", "error"]  # fmt: skip
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)
     for r in results:
-        values = [getattr(r.scores, name) for name in MEASURES]
+        values = [getattr(r.scores, name) for name in measures]
         numbers = [*values[:2], *(r.scores.label_dice.get(label, math.nan) for label in labels), *values[2:]]
         lost = " ".join(map(str, r.scores.lost_labels))
         writer.writerow([r.id, r.fixed, r.moving, *map(_cell, numbers), lost, _cell(r.seconds), r.error or ""])
@@ -111,7 +128,9 @@ def metrics_csv(results: Sequence[PairResult]) -> str:
 def summarise(results: Sequence[PairResult]) -> dict:
     """The content of summary.json: counts, what failed and why, means and medians over the pairs, and means per label."""
     done = [r for r in results if r.error is None]
-    columns = {name: [getattr(r.scores, name) for r in done] for name in MEASURES} | {"seconds": [r.seconds for r in done]}
+    columns = {name: [getattr(r.scores, name) for r in done] for name in _measures(done)} | {
+        "seconds": [r.seconds for r in done]
+    }
     labels = {}
     for label in _labels(done):
         rows = [r.scores for r in done if label in r.scores.label_dice]
@@ -136,12 +155,13 @@ def results_table(results: Sequence[PairResult]) -> str:
     """The results as plain text: a line per pair (the first TABLE_ROWS of them), then mean and median, then what failed."""
     done = [r for r in results if r.error is None]
     summary = summarise(results)
-    rows = [(_shortened(r.id), _numbers({name: getattr(r.scores, name) for name in MEASURES} | {"seconds": r.seconds}))
+    measures = _measures(done)
+    rows = [(_shortened(r.id), _numbers({name: getattr(r.scores, name) for name in measures} | {"seconds": r.seconds}))
             for r in done[:TABLE_ROWS]]  # fmt: skip
+    header = ("pair", ["Dice", "HD95 mm", *(["TRE mm"] if "tre_mm" in measures else []), "SDlogJ", "J<=0 %", "seconds"])
     hidden = len(done) - len(rows)
-    rows += [(f"... {hidden} more in metrics.csv", [""] * 5)] if hidden else []
+    rows += [(f"... {hidden} more in metrics.csv", [""] * len(header[1]))] if hidden else []
     rows += [(name, _numbers(summary[name])) for name in ("mean", "median") if len(done) > 1]
-    header = ("pair", ["Dice", "HD95 mm", "SDlogJ", "J<=0 %", "seconds"])
     lines = _aligned([header, *rows]) if done else []
     lines += [f"failed: {r.id}: {r.error}" for r in results if r.error is not None]
     lost = [
@@ -164,6 +184,7 @@ def _numbers(values: dict) -> list[str]:
     return [
         change("dice", 3),
         change("hd95_mm", 1),
+        *([change("tre_mm", 2)] if "tre_mm" in known else []),
         plain("sd_log_jacobian", 3),
         plain("folding_percent", 3),
         plain("seconds", 1),
@@ -179,6 +200,11 @@ def _aligned(rows: list[tuple[str, list[str]]]) -> list[str]:
 
 def _shortened(name: str, length: int = 58) -> str:
     return name if len(name) <= length else name[: length // 2 - 2] + "..." + name[-(length // 2 - 1) :]
+
+
+def _measures(results: Sequence[PairResult]) -> list[str]:
+    """The measures that every table has, and those of the further ones that a pair knows."""
+    return [*MEASURES, *(m for m in FURTHER_MEASURES if any(not math.isnan(getattr(r.scores, m)) for r in results))]
 
 
 def _labels(results: Sequence[PairResult]) -> list[str]:

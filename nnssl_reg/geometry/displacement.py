@@ -9,6 +9,9 @@ from nnssl_reg.geometry.grid import Grid
 from nnssl_reg.geometry.image import Image
 from nnssl_reg.geometry.sampling import gather_nearest, sample_points, slabs, to_voxels
 
+_COARSE_INVERSE = 4  # voxels in one of the grid that an inverse starts from
+_INVERTED_MM = 1e-3  # an inverse that misses by less is done; float32 positions are good to some 1e-4
+
 
 @dataclass(frozen=True, eq=False)
 class DisplacementField:
@@ -51,7 +54,7 @@ class DisplacementField:
     def apply_to_points(self, points_mm) -> np.ndarray:
         """Fixed points (N, 3) RAS mm -> the moving points they correspond to, (N, 3) float64."""
         points = torch.as_tensor(np.asarray(points_mm, dtype=np.float64).T)
-        shift = sample_points(self.vectors_mm.double().cpu(), self.grid, points)
+        shift = sample_points(self.vectors_mm.cpu().double(), self.grid, points)  # some devices know no double
         return (points + shift).T.numpy()
 
     def compose(self, after: "DisplacementField") -> "DisplacementField":
@@ -66,18 +69,23 @@ class DisplacementField:
     def inverse(self, grid: Grid, iterations: int = 30) -> "DisplacementField":
         """The field on the moving image's grid that leads back, by fixed-point iteration around the field's affine part.
 
-        Converges where what is left without the affine part folds nowhere (slope below 1; Chen et al. 2008).
+        After Chen et al. 2008, whose full steps converge where the rest without the affine part has a slope below 1; steps that
+        overshoot are halved, which stronger fields need. A fold has no inverse.
         """
         vectors = torch.empty(3, *grid.shape, dtype=self.vectors_mm.dtype, device=self.vectors_mm.device)
+        coarse = None
+        if min(grid.shape) >= _COARSE_INVERSE * 8:  # a coarse inverse to start from leaves few iterations to the fine one
+            coarse = self.inverse(grid.with_spacing(_COARSE_INVERSE * np.array(grid.spacing_mm)), iterations)
         for start, stop in slabs(grid.shape):
             points = grid.points_mm(start, stop, vectors.device)
-            vectors[:, start:stop] = self._inverse_of(points, iterations) - points
+            guess = None if coarse is None else points + sample_points(coarse.vectors_mm, coarse.grid, points)
+            vectors[:, start:stop] = self._inverse_of(points, iterations, guess) - points
         return DisplacementField(vectors, grid)
 
     def inverse_points(self, points_mm, iterations: int = 50) -> np.ndarray:
         """Moving points (N, 3) RAS mm -> the fixed points they correspond to, (N, 3) float64; the way of `inverse`."""
         points = torch.as_tensor(np.asarray(points_mm, dtype=np.float64).T)
-        field = DisplacementField(self.vectors_mm.double().cpu(), self.grid)
+        field = DisplacementField(self.vectors_mm.cpu().double(), self.grid)
         return field._inverse_of(points, iterations).T.numpy()
 
     def affine_part(self) -> np.ndarray:
@@ -86,23 +94,36 @@ class DisplacementField:
         some = tuple(slice(None, None, step) for step in steps)
         index = np.stack(np.meshgrid(*[np.arange(0, n, s) for n, s in zip(self.grid.shape, steps)], indexing="ij"), axis=-1)
         points = self.grid.index_to_world(index).reshape(-1, 3)
-        moved = points + self.vectors_mm[(slice(None), *some)].reshape(3, -1).T.double().cpu().numpy()
+        moved = points + self.vectors_mm[(slice(None), *some)].reshape(3, -1).T.cpu().double().numpy()
         centre = points.mean(axis=0)  # far-off origins would cost digits
         linear = np.linalg.lstsq(points - centre, moved - moved.mean(axis=0), rcond=None)[0].T
         out = np.eye(4)
         out[:3, :3], out[:3, 3] = linear, moved.mean(axis=0) - linear @ centre
         return out
 
-    def _inverse_of(self, points_mm: torch.Tensor, iterations: int) -> torch.Tensor:
-        """The fixed points (3, ...) that this field leads to points_mm (3, ...)."""
+    def _inverse_of(self, points_mm: torch.Tensor, iterations: int, guess: torch.Tensor | None = None) -> torch.Tensor:
+        """The fixed points (3, ...) that this field leads to points_mm (3, ...), from a first guess of them."""
         affine = self.affine_part()
         if abs(np.linalg.det(affine[:3, :3])) < 1e-3:  # a single slice tells nothing across it
             affine = np.eye(4)
         back = torch.as_tensor(np.linalg.inv(affine)).to(points_mm)
-        guess = torch.einsum("ij,j...->i...", back[:3, :3], points_mm) + back[:3, 3].view(3, *[1] * (points_mm.ndim - 1))
+        if guess is None:
+            guess = torch.einsum("ij,j...->i...", back[:3, :3], points_mm) + back[:3, 3].view(3, *[1] * (points_mm.ndim - 1))
+        enough = _INVERTED_MM if points_mm.dtype == torch.float32 else 1e-6 * _INVERTED_MM
+        kept, off, step = (
+            guess,
+            points_mm - guess - sample_points(self.vectors_mm, self.grid, guess),
+            torch.ones_like(points_mm[0]),
+        )
         for _ in range(iterations):
+            guess = kept + step * torch.einsum("ij,j...->i...", back[:3, :3], off)
+            if off.abs().max() < enough:
+                break
             missing = points_mm - guess - sample_points(self.vectors_mm, self.grid, guess)
-            guess = guess + torch.einsum("ij,j...->i...", back[:3, :3], missing)
+            better = missing.square().sum(0) < off.square().sum(0)
+            turned = (missing * off).sum(0) < 0  # a full step overshoots where the field stretches
+            step = torch.where(better & ~turned, (1.2 * step).clamp(max=1.0), 0.5 * step)
+            kept, off = torch.where(better, guess, kept), torch.where(better, missing, off)
         return guess
 
     def jacobian_determinant(self) -> torch.Tensor:
@@ -121,8 +142,8 @@ class DisplacementField:
         """Displacement in voxels, (3, X, Y, Z): moving index of the corresponding point less the fixed index."""
         vectors = torch.empty_like(self.vectors_mm)
         for start, stop in slabs(self.grid.shape):
-            points = self.grid.points_mm(start, stop, vectors.device).double()
-            moved = to_voxels(points + self.vectors_mm[:, start:stop], moving_grid)
+            points = self.grid.points_mm(start, stop).double()  # on the CPU: some devices know no double
+            moved = to_voxels(points + self.vectors_mm[:, start:stop].cpu(), moving_grid)
             vectors[:, start:stop] = (moved - to_voxels(points, self.grid)).to(vectors.dtype)
         return vectors
 

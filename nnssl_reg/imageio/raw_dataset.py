@@ -118,6 +118,14 @@ def existing_label(image: Path, kind: str = "labels") -> Path | None:
     return next((path for path in label_candidates(image, kind) if path.is_file()), None)
 
 
+def existing_landmarks(image: Path) -> Path | None:
+    """The .csv of an image's landmarks in the folder keypointsXX or landmarksXX beside imagesXX, if there is one."""
+    stem = file_stem(image)
+    folders = [image.parent.parent / image.parent.name.replace("images", kind) for kind in ("keypoints", "landmarks")]
+    files = [folder / f"{name}.csv" for folder in folders for name in (stem, split_channel(stem)[0]) if folder != image.parent]
+    return next((path for path in files if path.is_file()), None)
+
+
 def _image_files(folder: Path) -> list[Path]:
     """All files in imagesTr with an ending we read, by name."""
     images = folder / "imagesTr"

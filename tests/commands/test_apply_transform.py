@@ -1,5 +1,6 @@
 """nnssl_apply_transform: images, labels and landmarks go the right way, and bad requests are answered before any work."""
 
+import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -78,8 +79,9 @@ def test_labels_keep_type_and_ids_and_the_lost_one_is_named(folder, capsys):
     assert apply(folder, "-t", folder / "field.nii.gz", "-i", folder / "moving_label.nii.gz") == 0
     warped = read_labels(folder / "out" / "moving_label_warped.nii.gz")
     assert warped.array.dtype == np.uint16 and set(np.unique(warped.array)) == {0, 4, 1000}
-    out = capsys.readouterr().out
-    assert "lost on the way: 7" in out and "taken for labels" in out and "moving image -> fixed grid" in out
+    out, err = capsys.readouterr()
+    assert "taken for labels" in out and "2 of 3 kept" in out and "moving image -> fixed grid" in out
+    assert "WARNING" in err and "moving_label.nii.gz: lost on the way: label 7" in err
 
 
 def test_whole_numbers_can_be_forced_to_be_intensities(folder):
@@ -172,6 +174,59 @@ def test_a_bad_file_among_several_fails_alone(folder, capsys):
     assert apply(folder, "-t", folder / "field.nii.gz", "-i", *files) == 1
     assert "broken.nii.gz" in capsys.readouterr().out
     assert [p.name for p in (folder / "out").iterdir()] == ["moving_warped.nii.gz"]
+
+
+@pytest.mark.parametrize(("name", "flags", "message"), [
+    ("halves.nii.gz", ["--label"], "no whole numbers"),
+    ("nan.nii.gz", [], "1 voxels (0.0"),
+    ("volumes.nii.gz", [], "choose one of its 2 volumes with -volume 0 ... 1"),
+    ("slice.nii.gz", [], "is 2-D"),
+    ("constant.nii.gz", [], "the image is constant (5)"),
+    ("words.csv", ["-space", "ras"], "words.csv, line 2: expected three numbers x,y,z, got 'a,b,c'"),
+    ("empty.csv", ["-space", "ras"], "holds no landmark"),
+    ("scene.mrk.json", [], "is no markups file of 3D Slicer"),
+    ("far.fcsv", [], "far.fcsv, line 2: the coordinate system is 'ijk', expected RAS or LPS"),
+])  # fmt: skip
+def test_bad_files_are_answered_with_what_is_wrong_and_nothing_is_written(folder, capsys, name, flags, message):
+    array = read_image(folder / "moving.nii.gz").array[0]
+    with_nan = array.copy()
+    with_nan[0, 0, 0] = np.nan
+    for file, voxels in {"halves": np.rint(array) + 0.5, "nan": with_nan, "volumes": np.stack([array, array], axis=-1),
+                         "slice": array[:, :, 0], "constant": np.full_like(array, 5)}.items():  # fmt: skip
+        nib.save(nib.Nifti1Image(voxels, MOVING.affine), folder / f"{file}.nii.gz")
+    (folder / "words.csv").write_text("1,2,3\na,b,c\n")
+    (folder / "empty.csv").write_text("x,y,z\n")
+    (folder / "scene.mrk.json").write_text("{}")
+    (folder / "far.fcsv").write_text("# Markups\n# CoordinateSystem = ijk\n")
+    assert apply(folder, "-t", folder / "field.nii.gz", "-i", folder / name, *flags) == 1
+    assert message in capsys.readouterr().out and not (folder / "out").exists()
+
+
+def test_one_volume_of_a_4d_file_can_be_chosen(folder):
+    array = read_image(folder / "moving.nii.gz").array[0]
+    nib.save(nib.Nifti1Image(np.stack([0 * array, array], axis=-1), MOVING.affine), folder / "volumes.nii.gz")
+    files = [folder / "volumes.nii.gz", folder / "moving.nii.gz"]
+    assert apply(folder, "-t", folder / "field.nii.gz", "-volume", 1, "-i", *files) == 0
+    one, other = (read_image(folder / "out" / f"{name}_warped.nii.gz").array for name in ("volumes", "moving"))
+    assert np.array_equal(one, other)
+
+
+@pytest.mark.parametrize(("name", "message"), [
+    ("voxels.nii.gz", "may be a Learn2Reg field in voxels"),
+    ("moving.nii.gz", "is no displacement field in mm"),
+    ("cut.h5", "is no readable ITK transform"),
+    ("cut.nii.gz", "is truncated"),
+    ("text.nii.gz", "is not a NIfTI image"),
+])  # fmt: skip
+def test_what_is_no_whole_transform_is_refused_in_one_line(folder, capsys, name, message):
+    nib.save(nib.Nifti1Image(np.zeros((4, 5, 6, 3), np.float32), np.eye(4)), folder / "voxels.nii.gz")
+    (folder / "text.nii.gz").write_text("no image")
+    for whole, cut in (("transform.h5", "cut.h5"), ("field.nii.gz", "cut.nii.gz")):
+        (folder / cut).write_bytes((folder / whole).read_bytes()[:9000])
+    flags = ["-r", folder / "moving.nii.gz"]
+    assert apply(folder, "-t", folder / name, "-i", folder / "moving.nii.gz", *flags) == 1
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1 and not (folder / "out").exists()
 
 
 def test_an_image_from_elsewhere_is_refused(folder, capsys):

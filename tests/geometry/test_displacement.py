@@ -151,12 +151,33 @@ def test_work_in_slabs_gives_what_work_in_one_piece_gives(fixed, moving, texture
 
     def everything():
         return [field.jacobian_determinant(), field.on(moving).vectors_mm, field.compose(field).vectors_mm,
-                field.inverse(fixed).vectors_mm, field.in_voxels(moving), torch.as_tensor(field.warp(image).array)]  # fmt: skip
+                field.in_voxels(moving), torch.as_tensor(field.warp(image).array)]  # fmt: skip
 
-    whole = everything()
+    whole, inverse = everything(), field.inverse(fixed).vectors_mm
     monkeypatch.setattr(displacement, "slabs", lambda shape: [(x, min(x + 3, shape[0])) for x in range(0, shape[0], 3)])
     for a, b in zip(whole, everything()):
         assert torch.allclose(a, b, atol=1e-4)
+    assert torch.allclose(field.inverse(fixed).vectors_mm, inverse, atol=1e-3)  # each slab stops when it is good enough
+
+
+def test_the_inverse_of_a_large_grid_starts_from_a_coarse_one_and_is_as_good(turned_grid):
+    grid = turned_grid((40, 36, 33), 2.0, (10, -5, 20))
+    field = DisplacementField(waves(grid.points_mm()), grid)
+    points = grid.index_to_world(np.random.default_rng(0).uniform(6, 26, (200, 3)))
+    there = field.apply_to_points(points)
+    truth = field.inverse_points(there)
+    np.testing.assert_allclose(truth, points, atol=1e-6)
+    np.testing.assert_allclose(field.inverse(grid).apply_to_points(there), truth, atol=0.05)  # linear between voxels
+
+
+def test_the_inverse_is_found_where_the_field_stretches_threefold():
+    grid = Grid((60, 8, 8), np.diag([1.0, 2.0, 2.0, 1.0]))
+    vectors = torch.zeros(3, *grid.shape)
+    vectors[0] = 8 * torch.tanh((grid.points_mm()[0] - 30) / 4)
+    field = DisplacementField(vectors, grid)
+    assert 2.9 < field.jacobian_determinant().max() < 3
+    points = np.stack([np.linspace(15, 45, 61), np.full(61, 7.0), np.full(61, 6.0)], axis=1)
+    np.testing.assert_allclose(field.inverse_points(field.apply_to_points(points)), points, atol=1e-6)
 
 
 def test_vectors_that_do_not_fit_the_grid_are_refused(fixed):

@@ -3,9 +3,11 @@
 import json
 import re
 
+import numpy as np
 import pytest
 
-from nnssl_reg.imageio.pairs import Pair, default_pair_id, read_pairs
+from nnssl_reg.geometry.grid import Grid
+from nnssl_reg.imageio.pairs import Pair, default_pair_id, read_pair_landmarks, read_pairs
 
 
 def touch(folder, *names):
@@ -55,6 +57,36 @@ def test_a_learn2reg_json_is_read_with_labels_masks_and_channel_names(tmp_path):
         "MR",
         "CT",
     )
+
+
+def test_landmarks_of_a_data_set_are_found_in_voxels_and_those_of_a_list_name_their_space(tmp_path):
+    touch(tmp_path, "imagesTr/A_0001_0000.nii.gz", "imagesTr/A_0002_0000.nii.gz", "f.csv", "m.csv")
+    (tmp_path / "keypointsTr").mkdir()
+    for name in ("A_0001_0000", "A_0002_0000"):
+        (tmp_path / "keypointsTr" / f"{name}.csv").write_text("1,2,3\n4,5,6\n")
+    entry = {"fixed": "imagesTr/A_0001_0000.nii.gz", "moving": "imagesTr/A_0002_0000.nii.gz"}
+    (found,) = read_pairs(write(tmp_path / "dataset.json", {"registration_val": [entry]}))
+    assert found.fixed_landmarks == tmp_path / "keypointsTr/A_0001_0000.csv" and found.landmarks_space == "voxel"
+    moving = Grid((9, 9, 9), np.diag([2.0, 2.0, 2.0, 1.0]))
+    fixed_mm, moving_mm = read_pair_landmarks(found, Grid((9, 9, 9), np.eye(4)), moving)
+    assert fixed_mm.tolist() == [[1, 2, 3], [4, 5, 6]] and moving_mm.tolist() == [[2, 4, 6], [8, 10, 12]]
+    named = entry | {"fixed_landmarks": "f.csv", "moving_landmarks": "m.csv", "landmarks_space": "lps"}
+    (found,) = read_pairs(write(tmp_path / "pairs.json", [named]))
+    assert (found.fixed_landmarks, found.landmarks_space) == (tmp_path / "f.csv", "lps")
+    (found,) = read_pairs(write(tmp_path / "pairs.json", [entry]))
+    assert found.fixed_landmarks is None and read_pair_landmarks(found, moving, moving) is None
+
+
+@pytest.mark.parametrize(("change", "problem"), [
+    ({"fixed_landmarks": "f.csv"}, "fixed_landmarks is given without moving_landmarks"),
+    ({"fixed_landmarks": "f.csv", "moving_landmarks": "m.csv"}, r".csv landmarks do not say their coordinates; add"),
+    ({"fixed_landmarks": "f.csv", "moving_landmarks": "m.csv", "landmarks_space": "mm"}, "landmarks_space 'mm' is none of"),
+    ({"fixed_landmarks": "f.txt", "moving_landmarks": "m.csv", "landmarks_space": "ras"}, "fixed_landmarks .*the ending is"),
+])  # fmt: skip
+def test_landmarks_that_cannot_be_used_are_told_with_their_pair(tmp_path, change, problem):
+    touch(tmp_path, "a.nii.gz", "b.nii.gz", "f.csv", "f.txt", "m.csv")
+    with pytest.raises(ValueError, match=f"pair 0: {problem}"):
+        read_pairs(write(tmp_path / "pairs.json", [{"fixed": "a.nii.gz", "moving": "b.nii.gz"} | change]))
 
 
 def test_learn2regs_own_file_name_serves_for_the_channel_names(tmp_path):
