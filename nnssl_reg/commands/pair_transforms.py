@@ -153,6 +153,7 @@ def _write_ants(folder: Path, pair: Pair, done: RegisteredPair, warped: Image, b
         return
     name = written.files["ants_inverse_warp"] = f"{pair.id}_1InverseWarp.nii.gz"
     back = deformation.inverse(done.fixed.grid)
+    back = DisplacementField(back.vectors_mm.cpu(), back.grid)
     write_field(folder / name, back)
     start = initial.inverse().as_field(done.moving.grid)
     total = start.compose(back)

@@ -110,11 +110,8 @@ class DisplacementField:
         if guess is None:
             guess = torch.einsum("ij,j...->i...", back[:3, :3], points_mm) + back[:3, 3].view(3, *[1] * (points_mm.ndim - 1))
         enough = _INVERTED_MM if points_mm.dtype == torch.float32 else 1e-6 * _INVERTED_MM
-        kept, off, step = (
-            guess,
-            points_mm - guess - sample_points(self.vectors_mm, self.grid, guess),
-            torch.ones_like(points_mm[0]),
-        )
+        kept, off = guess, points_mm - guess - sample_points(self.vectors_mm, self.grid, guess)
+        step = torch.ones_like(points_mm[0])  # of each point
         for _ in range(iterations):
             guess = kept + step * torch.einsum("ij,j...->i...", back[:3, :3], off)
             if off.abs().max() < enough:
