@@ -102,7 +102,8 @@ def cut_a_sidecar(study):
 @pytest.mark.parametrize(("between", "flags", "again"), [
     (change_a_file, (), ["bc", "ca"]), (lose_an_output, (), ["bc"]), (cut_a_sidecar, (), ["ca"]),
     (None, ("--overwrite",), ["ab", "bc", "ca"]), (None, ("--regularisation", "strong"), ["ab", "bc", "ca"]),
-    (None, ("--diffeomorphic",), ["ab", "bc", "ca"]), (None, ("--regularisation", "medium"), []), (None, ("-limit", "1"), []),
+    (None, ("--diffeomorphic",), ["ab", "bc", "ca"]), (None, ("--inverse",), ["ab", "bc", "ca"]),
+    (None, ("--regularisation", "medium"), []), (None, ("-limit", "1"), []),
 ])  # fmt: skip
 def test_only_what_is_not_there_in_the_same_way_is_computed(study, computed, between, flags, again):
     assert register(study) == 0
