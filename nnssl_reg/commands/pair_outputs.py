@@ -6,9 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
+from nnssl_reg.commands.pair_evidence import evidence_of
+from nnssl_reg.commands.pair_report import write_pictures
 from nnssl_reg.commands.register_pair import RegisteredPair
 from nnssl_reg.evaluation.figures import registration_figure
-from nnssl_reg.evaluation.summary import Scores, judge
+from nnssl_reg.evaluation.summary import Scores, judge, with_confidence
 from nnssl_reg.imageio.images import write_image
 from nnssl_reg.imageio.json_files import write_json
 from nnssl_reg.imageio.pairs import Pair
@@ -37,6 +39,7 @@ def write_pair(folder: Path, pair: Pair, done: RegisteredPair, settings: dict, s
     write_field(folder / files["field"], done.field)
     write_composite(folder / files["transform"], done.alignment.transform, done.deformation)
     scores = judge(done.field, done.fixed_label, done.moving_label, warped_label)
+    scores = with_confidence(scores, evidence_of(done, scores.folding_percent))
     if figures:
         files["picture"] = f"{pair.id}.png"
         aligned = done.alignment.transform.as_field(done.fixed.grid)
@@ -45,9 +48,9 @@ def write_pair(folder: Path, pair: Pair, done: RegisteredPair, settings: dict, s
             labels = {"fixed_label": done.fixed_label, "moving_label": aligned.warp(done.moving_label),
                       "warped_label": warped_label}  # fmt: skip
         title = _title(pair, done, scores)
-        registration_figure(
-            folder / files["picture"], done.fixed, aligned.warp(done.moving), warped, done.field, title, **labels
-        )
+        before = aligned.warp(done.moving)
+        registration_figure(folder / files["picture"], done.fixed, before, warped, done.field, title, **labels)
+        files["report"] = write_pictures(folder, pair.id, done, before, labels.get("moving_label"), warped, warped_label)
     write_json(folder / f"{pair.id}.json", _sidecar(pair, done, settings, seconds, scores, files))
     return scores
 

@@ -17,7 +17,7 @@ from nnssl_reg.imageio.images import check_same_grid, read_labels
 from nnssl_reg.imageio.pairs import Pair
 from nnssl_reg.planning.plans import RegistrationPlan
 from nnssl_reg.registration.affine_init import InitialAlignment, initial_alignment
-from nnssl_reg.registration.convex_adam import convex_adam
+from nnssl_reg.registration.convex_adam import register_features
 
 FAR_APART_MM = 500.0  # fields of view this far from overlapping hint at a wrong header
 
@@ -27,7 +27,8 @@ class RegisteredPair:
     """What a registration found: moving point = initial(p + deformation(p)) for a fixed point p.
 
     deformation: on a grid a little larger than the fixed image, as coarse as it was computed; field: both, on the fixed
-    image's own grid. seconds: per stage.
+    image's own grid. features: of fixed and moving, as registered; apart_mm: at the fixed feature cells, between the
+    registrations of the two directions (X, Y, Z), None if only one was made. seconds: per stage.
     """
 
     fixed: Image
@@ -37,6 +38,8 @@ class RegisteredPair:
     alignment: InitialAlignment
     deformation: DisplacementField
     field: DisplacementField
+    features: tuple[FeatureMap, FeatureMap]
+    apart_mm: torch.Tensor | None
     seconds: dict[str, float]
 
 
@@ -53,12 +56,14 @@ def register_pair(pair: Pair, store: FeatureStore, plan: RegistrationPlan) -> Re
     masks = {f"{side}_mask": _mask(path, f, cells) for side, path, f, cells in
              (("fixed", pair.fixed_mask, fixed, maps[0]), ("moving", pair.moving_mask, moving, maps[1]))}  # fmt: skip
     settings = {key: value for key, value in asdict(plan).items() if key != "init"}
-    found = convex_adam(*maps, initial=alignment.transform, **settings, **masks)
+    found = register_features(*maps, initial=alignment.transform, **settings, **masks)
     clock.lap("convex adam")
-    deformation = found.on(_covering(found.grid, fixed.image.grid))
+    deformation = found.field.on(_covering(found.field.grid, fixed.image.grid))
     field = alignment.transform.after(deformation.on(fixed.image.grid))
     clock.lap("field")
-    return RegisteredPair(fixed.image, moving.image, *labels, alignment, deformation, field, clock.seconds)
+    return RegisteredPair(
+        fixed.image, moving.image, *labels, alignment, deformation, field, maps, found.apart_mm, clock.seconds
+    )
 
 
 class _Clock:
