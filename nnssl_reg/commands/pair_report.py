@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from nnssl_reg.commands.register_pair import RegisteredPair
-from nnssl_reg.evaluation.report import ReportPair, report_html
+from nnssl_reg.evaluation.report import ReportPair, affordable, report_html
 from nnssl_reg.evaluation.report_images import PairImages, PairPictures, pair_pictures
 from nnssl_reg.evaluation.summary import PairResult
 from nnssl_reg.geometry.image import FeatureMap, Image
@@ -34,22 +34,21 @@ def write_pictures(folder: Path, pair_id: str, done: RegisteredPair, before: Ima
 
 def write_report(folder: Path, results: Sequence[PairResult]) -> Path:
     """Write report.html from the results and the files beside it, and return its path."""
-    pairs = [_report_pair(folder, result) for result in results]
+    files = {i: folder / f"{r.id}{ENDING}" for i, r in enumerate(results) if r.error is None}
+    shown = affordable({i: path.stat().st_size for i, path in files.items() if path.is_file()}, results)
+    pairs = [_report_pair(folder, result, files[i] if i in shown else None) for i, result in enumerate(results)]
     written = datetime.now().astimezone().strftime("%d %B %Y, %H:%M")
     with atomic_path(folder / "report.html") as temporary:
         temporary.write_text(report_html(folder.resolve().name, written, pairs), encoding="utf-8")
     return folder / "report.html"
 
 
-def _report_pair(folder: Path, result: PairResult) -> ReportPair:
+def _report_pair(folder: Path, result: PairResult, pictures: Path | None) -> ReportPair:
     """A pair with what its files tell; a file that is missing or broken leaves its part of the page out."""
-    if result.error is not None:
-        return ReportPair(result)
-    sidecar, pictures = {}, None
+    sidecar, path = {}, folder / f"{result.id}.json"
     try:
-        sidecar = read_json(folder / f"{result.id}.json")
-        if (folder / f"{result.id}{ENDING}").is_file():
-            pictures = read_dataclass(PairPictures, folder / f"{result.id}{ENDING}")
+        sidecar = read_json(path) if result.error is None and path.is_file() else {}
+        return ReportPair(result, sidecar, None if pictures is None else read_dataclass(PairPictures, pictures))
     except (ValueError, OSError) as error:
         log.warning("report.html shows less of %s: %s", result.id, error)
-    return ReportPair(result, sidecar if isinstance(sidecar, dict) else {}, pictures)
+        return ReportPair(result, sidecar)

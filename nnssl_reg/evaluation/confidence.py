@@ -50,7 +50,7 @@ def confidence_of(evidence: Evidence) -> Confidence:
     if math.isnan(evidence.inconsistency_mm):
         flag = "medium" if flag == "high" else flag
         reasons.append("the other direction was not registered, so the two could not be compared")
-    if not evidence.feature_cost < evidence.feature_cost_initial:
+    if evidence.feature_cost > evidence.feature_cost_initial:
         reasons.append("the deformation did not bring the features closer")
     if not reasons:
         reasons = [f"the two directions differ by {evidence.inconsistency_mm:.1f} mm only, and the features match"]

@@ -11,11 +11,11 @@ from jinja2 import ChainableUndefined, Environment, FileSystemLoader
 from markupsafe import Markup
 
 from nnssl_reg.evaluation.figures import COLOURS
-from nnssl_reg.evaluation.report_images import PairPictures, size_of
+from nnssl_reg.evaluation.report_images import PairPictures
 from nnssl_reg.evaluation.summary import PairResult, summarise
 
 PAGE = Path(__file__).parent / "report_page"
-MAX_PICTURE_BYTES = 30_000_000  # of all pairs; those the confidence doubts most come first
+MAX_PICTURE_BYTES = 30_000_000  # of all pairs in one page, which browsers still open at once
 
 
 @dataclass(frozen=True)
@@ -68,21 +68,20 @@ class ReportPair:
 
 
 def report_html(title: str, written: str, pairs: Sequence[ReportPair]) -> str:
-    """The text of report.html. Pictures of later pairs are left out beyond MAX_PICTURE_BYTES."""
+    """The text of report.html; as large as the pictures of the pairs together."""
     environment = Environment(loader=FileSystemLoader(PAGE), undefined=ChainableUndefined, autoescape=True, trim_blocks=True)
     environment.globals.update(number=number, flat=flat, column_value=column_value, colour=lambda i: COLOURS[(int(i) - 1) % 10])
-    shown = _affordable(pairs)
     environment.filters.update(words=lambda name: str(name).replace("_", " "), capitalize_first=lambda t: t[:1].upper() + t[1:])
-    data = {str(i): asdict(pair.pictures) for i, pair in enumerate(pairs) if i in shown}
+    data = {i: _script_json(asdict(pair.pictures)) for i, pair in enumerate(pairs) if pair.pictures is not None}
     return environment.get_template("page.html").render(
-        title=title, written=written, pairs=pairs, shown=shown, columns=COLUMNS, tips=TIPS, summary=_tiles(pairs),
-        colours=Markup(json.dumps(COLOURS)), data={key: _script_json(value) for key, value in data.items()},
+        title=title, written=written, pairs=pairs, columns=COLUMNS, tips=TIPS, summary=_tiles(pairs), data=data,
+        colours=_script_json(COLOURS),
     )  # fmt: skip
 
 
-def number(value: float | None, digits: int = 3, unit: str = "") -> str:
+def number(value: Any, digits: int = 3, unit: str = "") -> str:
     """A number for a reader; an en dash where it is not known."""
-    if value is None or not math.isfinite(value):
+    if not isinstance(value, (int, float)) or not math.isfinite(value):
         return "–"
     return f"{value:.{digits}f}{unit}"
 
@@ -115,15 +114,13 @@ def _plain(value: Any) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-def _affordable(pairs: Sequence[ReportPair]) -> set[int]:
-    """The places of the pairs whose pictures fit: least confident first, without a confidence last."""
-    having = [i for i, pair in enumerate(pairs) if pair.pictures is not None]
+def affordable(sizes: Mapping[int, int], results: Sequence[PairResult]) -> set[int]:
+    """Which pairs' pictures (bytes by the pair's place) fit into MAX_PICTURE_BYTES: the least confident pairs first."""
     left, shown = MAX_PICTURE_BYTES, set()
-    for i in sorted(having, key=lambda i: _or(pairs[i].result.scores.confidence, 2.0)):
-        left -= size_of(pairs[i].pictures)
-        if left < 0:
-            break
-        shown.add(i)
+    for i in sorted(sizes, key=lambda i: (_or(results[i].scores.confidence, math.inf), i)):
+        left -= sizes[i]
+        if left >= 0:
+            shown.add(i)
     return shown
 
 

@@ -75,7 +75,7 @@ class PairPictures:
 
     Sheets: fixed, before, warped (grey); *_label (0, or 1 + the place in label_ids); *_features (colours); field (red, green:
     displacement to the right and up, 128 is 0 and 255 is displacement_mm; blue: log2 of the Jacobian determinant, 0 where it
-    folds); apart (0 to apart_mm).
+    folds); apart (0 to apart_mm and more).
     """
 
     planes: tuple[PlaneSheets, ...]
@@ -86,12 +86,12 @@ class PairPictures:
 
 
 def pair_pictures(images: PairImages, max_bytes: int = MAX_PAIR_BYTES) -> PairPictures:
-    """The pictures as large and as good as max_bytes allow."""
-    tiles, edge = None, None
+    """The pictures as large and as good as max_bytes allow; the smallest and poorest take what they take."""
+    pair, edge = _Pair(images), None
     for wanted, quality in ATTEMPTS:
         if wanted != edge:
-            tiles, edge = _Tiles(images, wanted), wanted
-        pictures = tiles.encoded(quality)
+            tiles, edge = pair.tiles(wanted), wanted
+        pictures = pair.encoded(tiles, quality)
         if size_of(pictures) <= max_bytes:
             break
     return pictures
@@ -102,44 +102,45 @@ def size_of(pictures: PairPictures) -> int:
     return sum(len(sheet.data) for plane in pictures.planes for sheet in plane.sheets.values())
 
 
-class _Tiles:
-    """The slices as arrays (N, rows, columns[, 3]) uint8 by plane and content."""
+class _Pair:
+    """What does not depend on the size of the pictures, computed once; and slices of any size of it."""
 
-    def __init__(self, images: PairImages, edge: int):
+    def __init__(self, images: PairImages):
         self.images, self.grid = images, images.fixed.grid.canonical()
         self.box = body_box(images.fixed.canonical())
         self.extent = np.diff(self.box, axis=1)[:, 0] * np.array(self.grid.spacing_mm)
-        self.step_mm = self.extent.max() / edge
         self.label_ids = _label_ids(images)
-        vectors = _along_axes(images.field)
+        self.windows = {"fixed": planes.window_of(images.fixed), "before": planes.window_of(images.before)}
+        self.windows["warped"] = self.windows["before"]
+        vectors = _along_axes(images.field.on(self.grid.with_spacing(self.extent.max() / COARSE_EDGE)))
         self.displacement_mm = max(float(np.abs(vectors.array).max()), 1e-3)
         apart = images.apart_mm
-        self.apart_mm = 1.0 if apart is None else max(float(np.percentile(apart.array, 99)), 0.1)
+        self.apart_mm = 1.0 if apart is None else max(float(np.percentile(apart.array, 90)), 0.1)
         jacobian = images.field.jacobian_determinant().cpu().numpy()[None].astype(np.float32)
-        smooth = {"vectors": vectors, "jacobian": Image(jacobian, images.field.grid), "apart": apart}
-        names = ("fixed", "before", "warped")
+        self.smooth = {"vectors": vectors, "jacobian": Image(jacobian, images.field.grid), "apart": apart}
         coloured = component_colours([images.fixed] * len(images.features), images.features) if images.features else []
-        smooth |= {f"{name}_features": colour for name, colour in zip(names, coloured)}
-        self.planes = {view.name: self._plane(view, names, smooth) for view in VIEWS}
+        self.smooth |= {f"{name}_features": colour for name, colour in zip(self.windows, coloured)}
 
-    def _plane(self, view: View, names, smooth: dict[str, Image | None]) -> dict[str, np.ndarray]:
+    def tiles(self, edge: int) -> dict[str, dict[str, np.ndarray]]:
+        """The slices as arrays (N, rows, columns[, 3]) uint8 by plane and content; edge: longest, in pixels."""
+        return {view.name: self._plane(view, self.extent.max() / edge) for view in VIEWS}
+
+    def _plane(self, view: View, step_mm: float) -> dict[str, np.ndarray]:
         spacing = np.array(self.grid.spacing_mm)
-        fine = np.maximum(self.step_mm, min(spacing[view.across], spacing[view.up]))
+        fine = max(step_mm, min(spacing[view.across], spacing[view.up]))
         coarse = max(fine, self.extent.max() / COARSE_EDGE)
-        windows = {"fixed": planes.window_of(self.images.fixed), "before": planes.window_of(self.images.before)}
-        windows["warped"] = windows["before"]
         out: dict[str, list] = {}
         for index in self.slices(view):
             box = self.box.copy()
             box[view.normal] = index, index + 1
             on = [self.grid.cropped(box).with_spacing(_in_plane(spacing, view, step)) for step in (fine, coarse)]
             tiles = {}
-            for name in names:
-                tiles[name] = _grey(self._cut(name, box, on[0], view), windows[name])
+            for name, window in self.windows.items():
+                tiles[name] = _grey(self._cut(name, box, on[0], view), window)
                 label = self._cut(f"{name}_label", box, on[0], view)
                 if label is not None:
                     tiles[f"{name}_label"] = _numbered(label, self.label_ids)
-            maps = {name: planes.values_on(on[1], image, view) for name, image in smooth.items() if image is not None}
+            maps = {name: planes.values_on(on[1], image, view) for name, image in self.smooth.items() if image is not None}
             tiles |= {name: _byte(v) for name, v in maps.items() if name.endswith("_features")}
             tiles["field"] = _coded(maps, view, self.displacement_mm)
             if "apart" in maps:
@@ -163,12 +164,10 @@ class _Tiles:
         cut = Image(cut.array.copy(), cut.grid)  # torch refuses the negative strides of flipped views
         return resample(cut, grid).array.squeeze(1 + view.normal)
 
-    def encoded(self, quality: int) -> PairPictures:
+    def encoded(self, tiles: dict[str, dict[str, np.ndarray]], quality: int) -> PairPictures:
         out = []
         for view in VIEWS:
-            sheets = {
-                name: _sheet(tiles, None if _is_coded(name) else quality) for name, tiles in self.planes[view.name].items()
-            }
+            sheets = {name: _sheet(slices, None if _is_coded(name) else quality) for name, slices in tiles[view.name].items()}
             index = np.tile((np.array(self.grid.shape) - 1) / 2, (len(self.slices(view)), 1))
             index[:, view.normal] = self.slices(view)
             positions = self.grid.index_to_world(index)[:, view.normal].round(1)

@@ -45,6 +45,9 @@ class Scores:
     surface_mm: float = math.nan
     sd_log_jacobian: float = math.nan
     folding_percent: float = math.nan
+    label_dice_initial: dict[str, float] = field(default_factory=dict)
+    label_dice: dict[str, float] = field(default_factory=dict)
+    lost_labels: tuple[int, ...] = ()
     confidence: float = math.nan
     confidence_flag: str = ""
     confidence_reason: str = ""
@@ -53,9 +56,6 @@ class Scores:
     feature_cost_initial: float = math.nan
     feature_cost: float = math.nan
     overlap_percent: float = math.nan
-    label_dice_initial: dict[str, float] = field(default_factory=dict)
-    label_dice: dict[str, float] = field(default_factory=dict)
-    lost_labels: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

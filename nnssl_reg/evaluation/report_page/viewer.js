@@ -128,9 +128,9 @@ function gridLines(data, slice) {
 
 const MAPS = {
   jacobian: { sheet: "field", channel: 2, colour: (v) => v === 0 ? [0, 0, 0] : diverging((v - 128) / 127), ends: () => [(2 ** -pair.jacobian_log2).toFixed(2), (2 ** pair.jacobian_log2).toFixed(2)],
-    note: "Jacobian determinant: 1 (white) keeps the volume; black folds", value: (v) => v === 0 ? "J ≤ 0" : `J ${(2 ** ((v - 128) / 127 * pair.jacobian_log2)).toFixed(2)}` },
-  apart: { sheet: "apart", channel: 0, colour: (v) => heat(v / 255), ends: () => ["0", pair.apart_mm.toFixed(1)],
-    note: "mm between the registrations of the two directions", value: (v) => `${(v / 255 * pair.apart_mm).toFixed(1)} mm apart` },
+    note: "change of volume J: 1 keeps it, black folds", value: (v) => v === 0 ? "J ≤ 0" : `J ${(2 ** ((v - 128) / 127 * pair.jacobian_log2)).toFixed(2)}` },
+  apart: { sheet: "apart", channel: 0, colour: (v) => heat(v / 255), ends: () => ["0", `≥ ${pair.apart_mm.toFixed(1)}`],
+    note: "mm between the two directions", value: (v) => `${(v / 255 * pair.apart_mm).toFixed(1)} mm apart` },
 };
 
 function mixed(stops, t) {
