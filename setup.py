@@ -18,6 +18,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["nnssl_reg", "nnssl_reg.*"]),
+    package_data={"nnssl_reg.evaluation": ["report_page/*"]},
     python_requires=">=3.10",
     install_requires=[
         "torch>=2.4",
@@ -37,6 +38,8 @@ setup(
         "tqdm>=4.66",
         "psutil>=5.9",
         "matplotlib>=3.8",
+        "jinja2>=3.1",
+        "pillow>=10",
     ],
     extras_require={"test": ["pytest>=8", "ruff>=0.8", "antspyx>=0.5", "surface-distance>=0.1"]},
     entry_points={"console_scripts": [f"{name} = nnssl_reg.commands.entry:script" for name in SCRIPTS]},

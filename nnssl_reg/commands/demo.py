@@ -195,6 +195,7 @@ def _command(name: str, *arguments) -> int:
 def _what_next(demo: Demo) -> str:
     pair = read_pairs(demo.pairs)[-1].id
     return f"""Look at
+  {demo.registered("dino+mind") / "report.html"}   (all pairs in one page, for a browser)
   {demo.registered("dino+mind") / pair}.png   (a picture for every pair beside it; the .nii.gz and .h5 open in 3D Slicer)
   {demo.model / "progress.png"}, pca_*.png
   {demo.preprocessed / demo.dataset / "nnsslPlans.json"}   (every number with its reason)

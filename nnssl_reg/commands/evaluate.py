@@ -3,12 +3,14 @@
 import logging
 import math
 from argparse import Namespace
+from dataclasses import fields
 from pathlib import Path
 
 from tqdm import tqdm
 
 from nnssl_reg.commands.results import write_results
-from nnssl_reg.evaluation.summary import PairResult, judge
+from nnssl_reg.evaluation.confidence import Evidence
+from nnssl_reg.evaluation.summary import PairResult, Scores, judge, with_confidence
 from nnssl_reg.geometry.displacement import DisplacementField
 from nnssl_reg.geometry.image import Image
 from nnssl_reg.imageio.images import read_grid, read_labels
@@ -40,6 +42,7 @@ def _result(pair: Pair, folder: Path) -> PairResult:
         labels = [None if path is None else read_labels(path) for path in (pair.fixed_label, pair.moving_label)]
         landmarks = read_pair_landmarks(pair, field.grid, read_grid(pair.moving))
         scores = judge(field, *labels, landmarks=landmarks, learn2reg=True)
+        scores = _with_stored_evidence(scores, folder / f"{pair.id}.json")
         _compare_with_stored(pair, folder, field, labels[1])
         return PairResult(**names, scores=scores, seconds=_seconds(folder / f"{pair.id}.json"))
     except (ValueError, OSError) as error:
@@ -74,6 +77,15 @@ def _compare_with_stored(pair: Pair, folder: Path, field: DisplacementField, mov
         log.warning(
             "%s and the field beside it disagree in %.2f %% of the voxels; the scores are the field's.", path, differing
         )
+
+
+def _with_stored_evidence(scores: Scores, sidecar: Path) -> Scores:
+    """Scores with the confidence that registration found, if its sidecar tells: the field alone does not."""
+    told = read_json(sidecar).get("scores", {}) if sidecar.is_file() else {}
+    if "confidence" not in told:
+        return scores
+    known = {f.name: float(told.get(f.name, math.nan)) for f in fields(Evidence)}
+    return with_confidence(scores, Evidence(**known | {"folding_percent": scores.folding_percent}))
 
 
 def _seconds(sidecar: Path) -> float:

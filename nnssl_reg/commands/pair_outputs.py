@@ -8,10 +8,12 @@ import numpy as np
 from tqdm import tqdm
 
 from nnssl_reg.commands import pair_transforms
+from nnssl_reg.commands.pair_evidence import evidence_of
+from nnssl_reg.commands.pair_report import write_pictures
 from nnssl_reg.commands.pair_transforms import FIELD_AND_COMPOSITE, Exports, WrittenTransforms, write_transforms
 from nnssl_reg.commands.register_pair import RegisteredPair
 from nnssl_reg.evaluation.figures import registration_figure
-from nnssl_reg.evaluation.summary import Scores, judge
+from nnssl_reg.evaluation.summary import Scores, judge, with_confidence
 from nnssl_reg.imageio.images import write_image
 from nnssl_reg.imageio.json_files import write_json
 from nnssl_reg.imageio.pairs import Pair
@@ -38,6 +40,7 @@ def write_pair(folder: Path, pair: Pair, done: RegisteredPair, settings: dict, s
     files |= written.files
     tqdm.write(f"{pair.id}: {written.in_words()}")
     scores = judge(done.field, done.fixed_label, done.moving_label, warped_label, done.landmarks, exports.learn2reg)
+    scores = with_confidence(scores, evidence_of(done, scores.folding_percent))
     if figures:
         files["picture"] = f"{pair.id}.png"
         aligned = done.alignment.transform.as_field(done.fixed.grid)
@@ -46,9 +49,9 @@ def write_pair(folder: Path, pair: Pair, done: RegisteredPair, settings: dict, s
             labels = {"fixed_label": done.fixed_label, "moving_label": aligned.warp(done.moving_label),
                       "warped_label": warped_label}  # fmt: skip
         title = _title(pair, done, scores)
-        registration_figure(
-            folder / files["picture"], done.fixed, aligned.warp(done.moving), warped, done.field, title, **labels
-        )
+        before = aligned.warp(done.moving)
+        registration_figure(folder / files["picture"], done.fixed, before, warped, done.field, title, **labels)
+        files["report"] = write_pictures(folder, pair.id, done, before, labels.get("moving_label"), warped, warped_label)
     write_json(folder / f"{pair.id}.json", _sidecar(pair, done, settings, seconds, scores, files, written))
     return scores
 

@@ -97,7 +97,7 @@ def _settings(pair: Pair, setup: Setup, args: Namespace) -> dict:
 
 def _finished(pairs: list[Pair], setup: Setup, out: Path, args: Namespace, exports: Exports) -> dict[str, PairResult]:
     """The rows of pairs that need not be registered again."""
-    wanted = {"warped", *exports.kinds()} | (set() if args.no_figures else {"picture"})
+    wanted = {"warped", *exports.kinds()} | (set() if args.no_figures else {"picture", "report"})
     found = {pair.id: finished_result(out, pair, _settings(pair, setup, args), wanted) for pair in pairs}
     return {name: result for name, result in found.items() if result is not None}
 

@@ -15,7 +15,7 @@ from nnssl_reg.geometry.image import FeatureMap, Image
 from nnssl_reg.geometry.sampling import gather_nearest
 from nnssl_reg.planning.plans import RegistrationPlan
 from nnssl_reg.registration.affine_init import InitialAlignment, initial_alignment
-from nnssl_reg.registration.convex_adam import convex_adam
+from nnssl_reg.registration.convex_adam import register_features
 from nnssl_reg.registration.diffeomorphic import Diffeomorphism, diffeomorphic
 
 FAR_APART_MM = 500.0  # fields of view this far from overlapping hint at a wrong header
@@ -50,7 +50,9 @@ class RegisteredPair:
     """What a registration found: moving point = initial(p + deformation(p)) for a fixed point p.
 
     deformation: on a grid a little larger than the fixed image, as coarse as it was computed; field: both, on the fixed
-    image's own grid. seconds: per stage. landmarks: of the fixed and of the moving image, (N, 3) RAS mm each, if there are any.
+    image's own grid. features: of fixed and moving, as registered; apart_mm: at the fixed feature cells, between the
+    registrations of the two directions (X, Y, Z), None if only one was made.
+    seconds: per stage. landmarks: of the fixed and of the moving image, (N, 3) RAS mm each, if there are any.
     flow: the deformation and its inverse, if it was made diffeomorphic.
     """
 
@@ -61,6 +63,8 @@ class RegisteredPair:
     alignment: InitialAlignment
     deformation: DisplacementField
     field: DisplacementField
+    features: tuple[FeatureMap, FeatureMap]
+    apart_mm: torch.Tensor | None
     seconds: dict[str, float]
     landmarks: tuple[np.ndarray, np.ndarray] | None = None
     flow: Diffeomorphism | None = None
@@ -89,15 +93,15 @@ def register_pair(pair: ImagePair, store: FeatureStore, plan: RegistrationPlan, 
     masks = {f"{name}_mask": _mask_of_cells(side, cells)
              for name, side, cells in (("fixed", pair.fixed, maps[0]), ("moving", pair.moving, maps[1]))}  # fmt: skip
     settings = {key: value for key, value in asdict(plan).items() if key != "init"}
-    found = convex_adam(*maps, initial=alignment.transform, **settings, **masks)
+    found = register_features(*maps, initial=alignment.transform, **settings, **masks)
     clock.lap("convex adam")
-    found = found.on(_covering(found.grid, fixed.image.grid))
-    flow = diffeomorphic(found) if is_diffeomorphic else None
-    deformation = found if flow is None else flow.forward
+    deformation = found.field.on(_covering(found.field.grid, fixed.image.grid))
+    flow = diffeomorphic(deformation) if is_diffeomorphic else None
+    deformation = deformation if flow is None else flow.forward
     field = alignment.transform.after(deformation.on(fixed.image.grid))
     clock.lap("field")
     return RegisteredPair(fixed.image, moving.image, pair.fixed.label, pair.moving.label, alignment, deformation, field,
-                          clock.seconds, pair.landmarks, flow)  # fmt: skip
+                          maps, found.apart_mm, clock.seconds, pair.landmarks, flow)  # fmt: skip
 
 
 class _Clock:

@@ -76,7 +76,7 @@ def feature_figure(path: str | Path, images: Image | Sequence[Image], features: 
     features = [features] if isinstance(features, FeatureMap) else list(features)
     if len(images) != len(features):
         raise ValueError(f"Each image needs its features, got {len(images)} images and {len(features)} feature maps.")
-    colours = _component_colours(images, features)
+    colours = component_colours(images, features)
     height = 1.9
     widths = [[height / max(planes.height_over_width(image.grid, view), 0.25) for view in VIEWS] for image in images]
     top = TITLE_IN * bool(title) + GAP_IN
@@ -170,7 +170,7 @@ def _draw_grid(axes, vectors_mm: np.ndarray, view: View, grid: Grid) -> None:
             axes.contour(origin, levels, colors="#ffd23f", linewidths=0.7, linestyles="solid")
 
 
-def _component_colours(images: Sequence[Image], features: Sequence[FeatureMap]) -> list[Image]:
+def component_colours(images: Sequence[Image], features: Sequence[FeatureMap]) -> list[Image]:
     """First three principal components of all maps together, scaled to 0..1 over the foreground: canonical (3, X', Y', Z')."""
     rows, masks = [], []
     for image, feature in zip(images, features):

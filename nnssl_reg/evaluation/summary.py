@@ -5,10 +5,11 @@ import io
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 
+from nnssl_reg.evaluation.confidence import Evidence, confidence_of
 from nnssl_reg.evaluation.learn2reg_metrics import hd95_l2r, sd_log_jacobian_l2r
 from nnssl_reg.evaluation.metrics import (
     dice,
@@ -25,7 +26,8 @@ from nnssl_reg.geometry.image import Image
 from nnssl_reg.geometry.sampling import resample
 
 MEASURES = ("dice_initial", "dice", "hd95_mm_initial", "hd95_mm", "surface_mm_initial", "surface_mm",
-            "sd_log_jacobian", "folding_percent")  # fmt: skip
+            "sd_log_jacobian", "folding_percent", "confidence", "inconsistency_mm", "body_mm", "feature_cost_initial",
+            "feature_cost", "overlap_percent")  # fmt: skip
 FURTHER_MEASURES = ("tre_mm_initial", "tre_mm", "sd_log_jacobian_l2r", "hd95_l2r")  # columns where a pair has one
 TABLE_ROWS = 60
 
@@ -36,7 +38,7 @@ class Scores:
 
     Means are over the labels that both images have. lost_labels: of those, what the warped label image no longer has; a lost
     label counts as Dice 0 and is left out of the distances. "_l2r": as Learn2Reg computes it (hd95_l2r: in voxels of 1, and
-    infinite where a label is lost). tre_mm: mean over the landmarks.
+    infinite where a label is lost). tre_mm: mean over the landmarks. From confidence to overlap_percent: see confidence.py.
     """
 
     dice_initial: float = math.nan
@@ -54,6 +56,14 @@ class Scores:
     tre_mm: float = math.nan
     sd_log_jacobian_l2r: float = math.nan
     hd95_l2r: float = math.nan
+    confidence: float = math.nan
+    confidence_flag: str = ""
+    confidence_reason: str = ""
+    inconsistency_mm: float = math.nan
+    body_mm: float = math.nan
+    feature_cost_initial: float = math.nan
+    feature_cost: float = math.nan
+    overlap_percent: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -97,6 +107,13 @@ def judge(total: DisplacementField, fixed_label: Image | None = None, moving_lab
                   lost_labels=tuple(sorted(set(labels) - set(label_ids(warped_label.array)))))  # fmt: skip
 
 
+def with_confidence(scores: Scores, evidence: Evidence) -> Scores:
+    """Scores with the measures that need no labels, and the confidence that follows from them."""
+    found = confidence_of(evidence)
+    return replace(scores, **asdict(evidence), confidence=found.value, confidence_flag=found.flag,
+                   confidence_reason=found.reason)  # fmt: skip
+
+
 def _overlap(fixed: np.ndarray, moved: np.ndarray, spacing_mm, labels: list[int]) -> dict:
     """Dice and surface distances by label and on average."""
     overlap = dice(fixed, moved, labels)
@@ -113,7 +130,7 @@ def metrics_csv(results: Sequence[PairResult]) -> str:
     """The text of metrics.csv: one row per pair, a Dice column per label; what is not known stays empty."""
     labels, measures = _labels(results), _measures(results)
     header = ["id", "fixed", "moving", "dice_initial", "dice", *(f"dice_{label}" for label in labels), *measures[2:],
-              "lost_labels", "seconds", "error"]  # fmt: skip
+              "confidence_flag", "confidence_reason", "lost_labels", "seconds", "error"]  # fmt: skip
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)
@@ -121,7 +138,8 @@ def metrics_csv(results: Sequence[PairResult]) -> str:
         values = [getattr(r.scores, name) for name in measures]
         numbers = [*values[:2], *(r.scores.label_dice.get(label, math.nan) for label in labels), *values[2:]]
         lost = " ".join(map(str, r.scores.lost_labels))
-        writer.writerow([r.id, r.fixed, r.moving, *map(_cell, numbers), lost, _cell(r.seconds), r.error or ""])
+        words = [r.scores.confidence_flag, r.scores.confidence_reason, lost]
+        writer.writerow([r.id, r.fixed, r.moving, *map(_cell, numbers), *words, _cell(r.seconds), r.error or ""])
     return text.getvalue()
 
 
@@ -158,7 +176,10 @@ def results_table(results: Sequence[PairResult]) -> str:
     measures = _measures(done)
     rows = [(_shortened(r.id), _numbers({name: getattr(r.scores, name) for name in measures} | {"seconds": r.seconds}))
             for r in done[:TABLE_ROWS]]  # fmt: skip
-    header = ("pair", ["Dice", "HD95 mm", *(["TRE mm"] if "tre_mm" in measures else []), "SDlogJ", "J<=0 %", "seconds"])
+    header = (
+        "pair",
+        ["Dice", "HD95 mm", *(["TRE mm"] if "tre_mm" in measures else []), "SDlogJ", "J<=0 %", "confidence", "seconds"],
+    )
     hidden = len(done) - len(rows)
     rows += [(f"... {hidden} more in metrics.csv", [""] * len(header[1]))] if hidden else []
     rows += [(name, _numbers(summary[name])) for name in ("mean", "median") if len(done) > 1]
@@ -167,7 +188,8 @@ def results_table(results: Sequence[PairResult]) -> str:
     lost = [
         f"lost on the way: label {', '.join(map(str, r.scores.lost_labels))} in {r.id}" for r in done if r.scores.lost_labels
     ]
-    return "\n".join(lines + lost)
+    low = [f"low confidence: {r.id}: {r.scores.confidence_reason}" for r in done if r.scores.confidence_flag == "low"]
+    return "\n".join(lines + lost + low)
 
 
 def _numbers(values: dict) -> list[str]:
@@ -187,6 +209,7 @@ def _numbers(values: dict) -> list[str]:
         *([change("tre_mm", 2)] if "tre_mm" in known else []),
         plain("sd_log_jacobian", 3),
         plain("folding_percent", 3),
+        plain("confidence", 2),
         plain("seconds", 1),
     ]
 

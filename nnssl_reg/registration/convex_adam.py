@@ -1,5 +1,6 @@
 """ConvexAdam from two feature maps to a displacement field in millimetres (Siebert et al. 2021, 2024)."""
 
+from dataclasses import dataclass
 from types import ModuleType
 
 import numpy as np
@@ -15,8 +16,22 @@ from nnssl_reg.registration.instance_optimization import optimise
 from nnssl_reg.registration.unfolding import unfolded
 
 
+@dataclass(frozen=True, eq=False)
+class Match:
+    """A deformation on the fixed feature grid, and how far the registrations of the two directions lie apart at each of its
+    cells, (X, Y, Z) mm; None where only one was made."""
+
+    field: DisplacementField
+    apart_mm: torch.Tensor | None
+
+
+def convex_adam(fixed: FeatureMap, moving: FeatureMap, **settings) -> DisplacementField:
+    """The deformation of `register_features`, which takes the same arguments."""
+    return register_features(fixed, moving, **settings).field
+
+
 @torch.no_grad()
-def convex_adam(
+def register_features(
     fixed: FeatureMap,
     moving: FeatureMap,
     *,
@@ -25,7 +40,7 @@ def convex_adam(
     fixed_mask: torch.Tensor | None = None,
     moving_mask: torch.Tensor | None = None,
     **settings,
-) -> DisplacementField:
+) -> Match:
     """The deformation u on the fixed feature grid such that initial(p + u(p)) is the moving point of fixed point p.
 
     fixed, moving: features on any two grids, same number of channels; initial: fixed world -> moving world; settings: those of
@@ -39,12 +54,13 @@ def convex_adam(
         )
     forward = one_way(fixed, moving, initial, (fixed_mask, moving_mask), **settings)
     if not symmetric:
-        return forward
+        return Match(forward, None)
     # the fixed cells as the initial transform places them in the moving world, where the other direction is inverted
     placed = Grid(fixed.grid.shape, initial.matrix @ fixed.grid.affine)
     backward = one_way(moving, fixed, initial.inverse(), (moving_mask, fixed_mask), **settings).inverse(placed)
-    mean = (_in_cells(forward) + _in_cells(backward)) / 2
-    return _in_mm(unfolded(mean, kernels_for(mean.device)), fixed.grid)
+    there, back = _in_cells(forward), _in_cells(backward)  # in cells, because in mm they are of two worlds
+    apart_mm = _in_mm(there - back, fixed.grid).vectors_mm.square().sum(0).sqrt()
+    return Match(_in_mm(unfolded((there + back) / 2, kernels_for(there.device)), fixed.grid), apart_mm)
 
 
 def one_way(
@@ -61,7 +77,7 @@ def one_way(
     smoothness: float,
     smoothing_passes: int,
 ) -> DisplacementField:
-    """ConvexAdam from the fixed to the moving image; see convex_adam.
+    """ConvexAdam from the fixed to the moving image; see register_features.
 
     The search looks search_radius_mm around, in blocks of coarse_spacing_mm; each further round halves both and starts from the
     last field. Adam then refines at the fixed cells for `iterations` steps of `learning_rate` cells, and folds are smoothed

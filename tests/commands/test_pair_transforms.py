@@ -48,7 +48,7 @@ def done(turned_grid, textured_image) -> RegisteredPair:
     field = initial.after(deformation.on(fixed))
     alignment = InitialAlignment(initial, "affine", {"affine": 0.1})
     return RegisteredPair(textured_image(fixed, shortest_mm=25), textured_image(moving, shortest_mm=25), None, None, alignment,
-                          deformation, field, {})  # fmt: skip
+                          deformation, field, None, None, {})  # fmt: skip
 
 
 @pytest.fixture

@@ -84,7 +84,7 @@ def test_a_broken_file_does_not_stop_the_others_and_the_exit_code_tells(register
 def test_everything_about_a_pair_is_written_and_the_sidecar_explains_it(registered, images):
     out = registered / "pairs_registered"
     told = json.loads((out / "good.json").read_text())
-    assert set(told["files"]) == {"warped", "warped_label", "field", "transform", "picture"}
+    assert set(told["files"]) == {"warped", "warped_label", "field", "transform", "picture", "report"}
     assert {p.name for p in out.glob("good*")} == {"good.json", *told["files"].values()}
     assert "warped(p) = moving(p + field(p))" in told["meaning"]["maps"] and "LPS" in told["meaning"]["field"]
     assert told["settings"]["plans"]["registration"]["init"] == "auto" and "torch" in told["settings"]["versions"]

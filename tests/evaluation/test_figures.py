@@ -101,7 +101,7 @@ def test_same_features_have_the_same_colour_in_every_image():
     kinds = rng.standard_normal((5, 7)).astype(np.float32)
     which = [rng.integers(0, 5, coarse.shape) for _ in range(2)]
     maps = [FeatureMap(torch.from_numpy(np.moveaxis(kinds[w], -1, 0).copy()), coarse) for w in which]
-    colours = figures._component_colours([image, image], maps)
+    colours = figures.component_colours([image, image], maps)
     for kind in range(5):
         seen = np.concatenate([c.array[:, w == kind] for c, w in zip(colours, which)], axis=1)
         assert np.ptp(seen, axis=1).max() < 1e-5
@@ -112,7 +112,7 @@ def test_the_components_are_those_of_a_plain_singular_value_decomposition():
     coarse = GRID.coarsened((2, 2, 2))
     values = (rng.standard_normal((6, 6)) @ rng.standard_normal((6, np.prod(coarse.shape)))).astype(np.float32)
     bright = Image(np.linspace(0, 1, int(np.prod(GRID.shape)), dtype=np.float32).reshape(1, *GRID.shape), GRID)
-    (ours,) = figures._component_colours([bright], [FeatureMap(torch.from_numpy(values).reshape(6, *coarse.shape), coarse)])
+    (ours,) = figures.component_colours([bright], [FeatureMap(torch.from_numpy(values).reshape(6, *coarse.shape), coarse)])
     x, y, z = (np.minimum(coarse_index, n - 1) for coarse_index, n in zip(np.indices(coarse.shape), coarse.shape))
     centres = np.rint(GRID.world_to_index(coarse.index_to_world(np.stack([x, y, z], -1)))).astype(int)
     inside = planes.foreground(bright.array[0][tuple(np.moveaxis(centres, -1, 0))]).ravel()

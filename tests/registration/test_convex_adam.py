@@ -11,7 +11,7 @@ from nnssl_reg.features.mind import mind_features
 from nnssl_reg.geometry.affine import AffineTransform
 from nnssl_reg.geometry.grid import Grid
 from nnssl_reg.geometry.image import FeatureMap
-from nnssl_reg.registration.convex_adam import blocks_and_radius, cell_to_cell, convex_adam, feature_scale
+from nnssl_reg.registration.convex_adam import blocks_and_radius, cell_to_cell, convex_adam, feature_scale, register_features
 
 SAME_PLACE = AffineTransform.identity()
 SIZES = [(1, 30), (2, 36), (3, 48)]  # voxels per cell, voxels per axis
@@ -203,3 +203,18 @@ def test_the_gpu_finds_the_field_of_the_cpu(turned_grid, textured_features, sett
     there = [FeatureMap(m.values.cuda(), m.grid) for m in maps]
     one, two = convex_adam(*maps, fixed_mask=mask, **settings), convex_adam(*there, fixed_mask=mask.cuda(), **settings)
     assert two.vectors_mm.is_cuda and interior((one.vectors_mm - two.vectors_mm.cpu()).norm(dim=0)).mean() < 0.1
+
+
+def test_both_directions_agree_on_clear_images_and_not_on_unrelated_ones(turned_grid, textured_features, settings):
+    grid = turned_grid((26, 24, 22), 2.0, (10, 20, 30))
+    turned = AffineTransform(np.diag([-1.0, -1.0, 1.0, 1.0]))  # the moving world's axes run the other way
+    maps = textured_features(grid), textured_features(grid, undone)
+    elsewhere = FeatureMap(maps[1].values, Grid(grid.shape, turned.matrix @ grid.affine))
+    settings |= {"symmetric": True}
+    near = register_features(*maps, initial=SAME_PLACE, **settings).apart_mm
+    assert interior(near).mean() < 0.3
+    other = register_features(maps[0], elsewhere, initial=turned, **settings).apart_mm
+    assert torch.allclose(near, other, atol=1e-2)
+    noise = FeatureMap(torch.randn(maps[0].values.shape, generator=torch.Generator().manual_seed(0)), grid)
+    assert interior(register_features(maps[0], noise, initial=SAME_PLACE, **settings).apart_mm).mean() > 2
+    assert register_features(*maps, initial=SAME_PLACE, **settings | {"symmetric": False}).apart_mm is None
