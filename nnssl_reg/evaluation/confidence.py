@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 # Each measure x becomes a factor 1 / (1 + (x / half)^2): 1 for x = 0, a half at `half`, and still ordered far beyond it.
 # On phantoms under the known deformations right results (Dice 0.88 to 0.93) have an inconsistency of 1.3 to 2.8 % of the body
-# and a feature cost of 0.16 to 0.36; wrong ones (Dice 0.06 to 0.67, started upside down, turned or 10 cm off) have 4.8 to 9.6 %
+# and a feature cost of 0.16 to 0.36; wrong ones (Dice 0.06 to 0.67, started upside down, turned or 10 cm off) have 4.7 to 9.6 %
 # and 0.37 to 0.60.
 HALF_INCONSISTENCY = 0.04  # of the body's size, between right and wrong: 10 mm in a trunk, 4.5 mm in a brain
 HALF_COST = 0.6  # of the difference of unrelated places; lower would call all pairs of CT and MR wrong

@@ -35,6 +35,8 @@ COLUMNS = (
            "that was lost on the way counts as 0."),
     Column("hd95_mm", "HD95 (mm)", 1, "Distance that 95 % of the fixed and warped label surfaces lie within each other, mean "
            "over labels. Smaller is better."),
+    Column("tre_mm", "TRE (mm)", 2, "Distance of the fixed landmarks, carried by the registration, from the moving ones; mean "
+           "over the landmarks."),
     Column("sd_log_jacobian", "SDlogJ", 3, "Standard deviation of the logarithm of the local change of volume: 0 for a stiff "
            "motion, larger for a rougher deformation."),
     Column("folding_percent", "Folding (%)", 3, "Share of voxels where the deformation turns space inside out (Jacobian "
@@ -43,7 +45,7 @@ COLUMNS = (
     Column("peak_memory_gb", "Memory (GB)", 2, "The most memory the program had held when the pair was done; it never falls "
            "from pair to pair."),
 )  # fmt: skip
-TIPS = {
+TIPS = {column.name: column.tip for column in COLUMNS} | {
     "pair": "Name of the pair; its files in the folder begin with it.",
     "confidence": "How far the result can be trusted, judged without labels: 1 is best. It falls where the "
     "registrations of the two directions disagree, features still differ, space folds, or the moving image does not cover "
@@ -71,10 +73,12 @@ def report_html(title: str, written: str, pairs: Sequence[ReportPair]) -> str:
     """The text of report.html; as large as the pictures of the pairs together."""
     environment = Environment(loader=FileSystemLoader(PAGE), undefined=ChainableUndefined, autoescape=True, trim_blocks=True)
     environment.globals.update(number=number, flat=flat, column_value=column_value, colour=lambda i: COLOURS[(int(i) - 1) % 10])
-    environment.filters.update(words=lambda name: str(name).replace("_", " "), capitalize_first=lambda t: t[:1].upper() + t[1:])
+    environment.filters.update(
+        words=lambda name: str(name).replace("_", " ").replace(".", ", "), capitalize_first=lambda t: t[:1].upper() + t[1:]
+    )
     data = {i: _script_json(asdict(pair.pictures)) for i, pair in enumerate(pairs) if pair.pictures is not None}
     return environment.get_template("page.html").render(
-        title=title, written=written, pairs=pairs, columns=COLUMNS, tips=TIPS, summary=_tiles(pairs), data=data,
+        title=title, written=written, pairs=pairs, columns=known_columns(pairs), tips=TIPS, summary=_tiles(pairs), data=data,
         colours=_script_json(COLOURS),
     )  # fmt: skip
 
@@ -86,6 +90,11 @@ def number(value: Any, digits: int = 3, unit: str = "") -> str:
     return f"{value:.{digits}f}{unit}"
 
 
+def known_columns(pairs: Sequence[ReportPair]) -> list[Column]:
+    """The columns of which a pair knows the value: without labels, say, there is no Dice."""
+    return [column for column in COLUMNS if any(column_value(pair, column.name) is not None for pair in pairs)]
+
+
 def column_value(pair: ReportPair, name: str) -> float | None:
     """What a table's cell shows; None if not known."""
     if name == "seconds":
@@ -93,7 +102,7 @@ def column_value(pair: ReportPair, name: str) -> float | None:
     elif name == "peak_memory_gb":
         value = pair.sidecar.get(name)
     else:
-        value = getattr(pair.result.scores, name)
+        value = getattr(pair.result.scores, name, None)
     return value if isinstance(value, (int, float)) and math.isfinite(value) else None
 
 

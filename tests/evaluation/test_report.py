@@ -115,6 +115,11 @@ def test_every_heading_with_a_unit_names_it_and_every_metric_has_a_sentence():
         assert column.heading.endswith(unit)
 
 
+def test_columns_that_no_pair_knows_are_left_out(page):
+    unlabelled = report_html("x", "today", [ReportPair(PairResult("one", "f", "m", POOR, 5.0))])
+    assert "Dice after" in table_of(page)[0] and ">Dice after" not in unlabelled and ">SDlogJ" in unlabelled
+
+
 def test_a_run_without_any_success_still_has_a_page():
     text = Seen(report_html("x", "today", [ReportPair(PairResult("one", "f", "m", error="broken"))])).text
     assert "0 of 1" in text and "broken" in text
