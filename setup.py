@@ -18,7 +18,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["nnssl_reg", "nnssl_reg.*"]),
-    package_data={"nnssl_reg.evaluation": ["report_page/*"]},
+    package_data={"nnssl_reg.evaluation": ["report_page/*"], "nnssl_reg": ["weights/*", "weights/*/*"]},
     python_requires=">=3.10",
     install_requires=[
         "torch>=2.4",

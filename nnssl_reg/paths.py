@@ -27,6 +27,14 @@ def results_folder(flag: str | None = None) -> Path:
     return _writable("results", flag)
 
 
+def stated_folder(kind: str, flag: str | None = None) -> Path | None:
+    """The folder that flag or variable name, whether it exists or not; None where neither does. kind: raw, preprocessed, ..."""
+    try:
+        return _stated(kind, flag)
+    except ValueError:
+        return None
+
+
 def _stated(kind: str, flag: str | None) -> Path:
     """The folder that flag or variable name, without quotes, ~ expanded."""
     text = os.environ.get(f"nnssl_{kind}", "") if flag is None else flag

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from nnssl_reg.commands import model_choice
 from nnssl_reg.commands.apply_transform import looks_like_labels
 from nnssl_reg.commands.pair_features import Model
 from nnssl_reg.commands.pair_outputs import write_pair
@@ -25,7 +26,6 @@ from nnssl_reg.imageio.json_files import read_json
 from nnssl_reg.imageio.memory_images import from_image, to_image, to_labels
 from nnssl_reg.imageio.pairs import Pair
 from nnssl_reg.imageio.transforms import write_composite, write_field
-from nnssl_reg.pretraining.checkpoint import load_encoder
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -127,10 +127,10 @@ def register(
     """Bring `moving` onto `fixed`, with the defaults of nnssl_register. It draws no random numbers.
 
     Images: a path, an Image, a SimpleITK or nibabel image, or (array, affine or spacing); masks too, or an array alone on the
-    voxels of its image. features: "mind", "dino", "dino+mind"; default: "dino" with a model, else "mind". model: a folder or
-    what load_model gave. initial: "auto", "identity", "center", "moments", "affine", or a (4, 4) matrix, fixed world -> moving
-    world, RAS mm. overrides: {"registration.iterations": 40}. regularisation: "weak", "medium", "strong". Raises ValueError
-    or OSError for what cannot be used.
+    voxels of its image. features: "mind", "dino", "dino+mind"; default: the model's ("dino" for one trained here), else
+    "mind". model: a folder or what load_model gave. initial: "auto", "identity", "center", "moments", "affine", or a (4, 4)
+    matrix, fixed world -> moving world, RAS mm. overrides: {"registration.iterations": 40}. regularisation: "weak", "medium",
+    "strong". Raises ValueError or OSError for what cannot be used.
     """
     on = device_called(device)
     sides = [_side(*given) for given in (("the fixed image", fixed, fixed_mask, fixed_channel),
@@ -147,9 +147,8 @@ def register(
 
 
 def load_model(folder: str | Path, device: str | None = None) -> Model:
-    """The model in a folder that nnssl_train_dino wrote, to be used for several registrations."""
-    folder = Path(folder).expanduser()
-    return Model(folder, *load_encoder(folder, device_called(device)))
+    """The model in a folder that nnssl_train_dino, nnssl_export_model or nnssl_import_model wrote."""
+    return model_choice.load_model(Path(folder).expanduser(), device_called(device))
 
 
 def _side(name: str, data: Any, mask: Any, channel: str | None) -> Side:

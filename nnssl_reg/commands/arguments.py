@@ -100,7 +100,8 @@ def _train_dino(parser: ArgumentParser) -> None:
 
 
 def _model(parser: ArgumentParser) -> None:
-    parser.add_argument("--model", metavar="FOLDER", help="a training output folder")
+    parser.add_argument("--model", "-model", metavar="FOLDER",
+                        help="a folder of nnssl_train_dino or nnssl_export_model, or the name of a packaged model")  # fmt: skip
     parser.add_argument("-d", metavar="ID", help="the data set whose model to use")
     parser.add_argument("-c", metavar="CONFIGURATION", default=None, help="its configuration")
     parser.add_argument("-p", metavar="PLANS", default=None, help="its plans")
@@ -109,7 +110,8 @@ def _model(parser: ArgumentParser) -> None:
 def _register(parser: ArgumentParser) -> None:
     _what_to_register(parser)
     parser.add_argument("-o", metavar="FOLDER", help="output; default: a folder beside the json, or in the current folder")
-    parser.add_argument("--features", choices=("dino", "mind", "dino+mind"), help="default: dino with a model, else mind")
+    parser.add_argument("--features", choices=("dino", "mind", "dino+mind"),
+                        help="default: dino with a model trained here, a shared model's own choice, else mind")  # fmt: skip
     _model(parser)
     parser.add_argument("--init", choices=("auto", "identity", "center", "moments", "affine"),
                         help="initial alignment; default: the plan's, auto")  # fmt: skip
@@ -173,6 +175,34 @@ def _evaluate(parser: ArgumentParser) -> None:
     parser.add_argument("--no_pbar", action="store_true", help="no progress bar")
 
 
+def _export_model(parser: ArgumentParser) -> None:
+    _model(parser)
+    parser.add_argument("-o", required=True, metavar="FILE.zip", help="a zip to share, or a folder (any other name)")
+    parser.add_argument("--half", action="store_true", help="weights in float16: half the size")
+    parser.add_argument("-chk", metavar="NAME", help="checkpoint: final, best, latest; default: the one with most steps")
+    parser.add_argument("--notes", metavar="TEXT", help="known limits, for the model card")
+    parser.add_argument("--licence", metavar="TEXT", help="of the data, instead of what their dataset.json says")
+    parser.add_argument(
+        "-data", nargs="+", metavar="ID", help="raw data sets that it was trained on; default: the one it names"
+    )
+    parser.add_argument("--default_features", choices=("dino", "mind", "dino+mind"), default="dino",
+                        help="what nnssl_register uses with it where nobody says; default: dino")  # fmt: skip
+    parser.add_argument("--overwrite", action="store_true", help="replace what was exported to -o before")
+    _folders(parser, "raw", "results")
+
+
+def _import_model(parser: ArgumentParser) -> None:
+    parser.add_argument("zip", metavar="FILE.zip", help="what nnssl_export_model wrote")
+    parser.add_argument("-name", metavar="DatasetXXX_Name", help="import it under this data set's name; default: its own")
+    parser.add_argument("--overwrite", action="store_true", help="replace a model that was imported before")
+    _folders(parser, "results")
+
+
+def _info(parser: ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="the same as json")
+    _folders(parser, "raw", "preprocessed", "results")
+
+
 def _demo(parser: ArgumentParser) -> None:
     parser.add_argument("-o", default="nnssl_demo", metavar="FOLDER", help="default: ./nnssl_demo")
     parser.add_argument("-minutes", type=float, default=3.0, metavar="MIN", help="time for pretraining; default: 3")
@@ -194,5 +224,9 @@ COMMANDS = {
     "nnssl_transform_info": Command("Say what transform files map, in which units, how far and how regularly.",
                                     _ROOM + "transform_info", _transform_info),
     "nnssl_evaluate": Command("Judge written transforms with labels.", _ROOM + "evaluate", _evaluate),
+    "nnssl_export_model": Command("Pack a trained model to share: weights, plans, card, checksums.",
+                                  _ROOM + "export_model", _export_model),
+    "nnssl_import_model": Command("Import a shared model into nnssl_results.", _ROOM + "import_model", _import_model),
+    "nnssl_info": Command("Say what is here: versions, folders, devices, memory, models, data sets.", _ROOM + "info", _info),
     "nnssl_demo": Command("The whole way on phantoms, in minutes.", _ROOM + "demo", _demo),
 }  # fmt: skip

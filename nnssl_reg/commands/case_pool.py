@@ -13,12 +13,12 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import wait as wait_for_end
-from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from tqdm import tqdm
+
+from nnssl_reg.commands.machine import free_memory, usable_cores
 
 log = logging.getLogger("nnssl_reg")
 
@@ -156,22 +156,6 @@ def _too_large(task: Task) -> str | None:
     if task.bytes <= free:
         return None
     return f"it needs about {task.bytes / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free. {task.way_out}".rstrip()
-
-
-def usable_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def free_memory() -> float:
-    """Bytes that can still be had, within the limit of a container where there is one (control groups, version 2)."""
-    free = psutil.virtual_memory().available
-    try:
-        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
-    except (OSError, ValueError):
-        return float(free)
-    return float(free) if limit == "max" else float(min(free, int(limit) - used))
 
 
 def _executor(workers: int) -> ProcessPoolExecutor:

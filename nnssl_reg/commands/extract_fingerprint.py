@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from nnssl_reg.commands.case_pool import CasePool, Task, collected_messages, free_memory
+from nnssl_reg.commands.case_pool import CasePool, Task, collected_messages
 from nnssl_reg.commands.failed_cases import failures_of, print_failures, record_failures
+from nnssl_reg.commands.machine import free_memory
 from nnssl_reg.commands.selection import raw_datasets, with_each
 from nnssl_reg.geometry.grid import Grid
 from nnssl_reg.imageio.case_store import raw_fingerprint

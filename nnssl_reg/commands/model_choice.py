@@ -1,4 +1,4 @@
-"""Which model a registration uses: the folder named, the one found in nnssl_results, or none, and then MIND."""
+"""Which model a registration uses: the one named, the one in nnssl_results, the package's own, or none, and then MIND."""
 
 import os
 from argparse import Namespace
@@ -6,41 +6,86 @@ from pathlib import Path
 
 import torch
 
+from nnssl_reg.commands.found_models import models_in, packaged_models
 from nnssl_reg.commands.pair_features import Model
+from nnssl_reg.imageio.model_folder import is_shared_model
 from nnssl_reg.paths import results_folder
 from nnssl_reg.pretraining.checkpoint import load_encoder
+from nnssl_reg.pretraining.model_card import one_line
+from nnssl_reg.pretraining.shared_model import load_shared_model
 
 
 def choose_model(args: Namespace, device: torch.device) -> Model | None:
     """The model to use, or None for MIND features. Says which, and why. Raises ValueError where several could be meant."""
-    folder = _model_folder(args)
+    folder = _folder(args)
     if folder is None:
         return None
-    configuration, encoder = load_encoder(folder, device)
-    print(f"Model: {folder}")
-    return Model(folder, configuration, encoder)
-
-
-def _model_folder(args: Namespace) -> Path | None:
-    named = args.model is not None or args.d is not None or args.c is not None or args.p is not None
-    if args.features == "mind" and not named:
+    model = load_model(folder, device)
+    if model.default_features == "mind" and args.features is None and not _is_named(args):
+        print(f"Model: none ({folder.name} says that MIND features measured better); MIND features are used.")
         return None
+    shipped = " (comes with the package)" if folder in packaged_models() else ""
+    print(f"Model: {folder}{shipped}" + ("" if model.card is None else f", {one_line(model.card)}"))
+    return model
+
+
+def load_model(folder: Path, device: torch.device) -> Model:
+    """The model in a training output folder, or in one that nnssl_export_model or nnssl_import_model wrote."""
+    if is_shared_model(folder):
+        return Model(folder, *load_shared_model(folder, device))
+    return Model(folder, *load_encoder(folder, device))
+
+
+def model_folder(args: Namespace) -> Path:
+    """The folder of the model that --model, -d, -c, -p name, else of the only one there is. Raises ValueError without one."""
+    found = _named_or_found(args)
+    if isinstance(found, Path):
+        return found
+    raise ValueError(f"There is no model to take: {found}. Name one with --model FOLDER, or train one with nnssl_train_dino.")
+
+
+def _folder(args: Namespace) -> Path | None:
+    """The folder of the model to use, None for MIND, which is said."""
+    if args.features == "mind" and not _is_named(args):
+        return None
+    found = _named_or_found(args)
+    if isinstance(found, Path):
+        return found
+    packaged = packaged_models()
+    return packaged[0] if packaged else _without_model(args, found)
+
+
+def _named_or_found(args: Namespace) -> Path | str:
+    """The model's folder, or a sentence why there is none where none was named. Raises ValueError for a wrong name."""
     if args.model is not None:
-        return Path(args.model).expanduser()
-    if not named and args.results is None and not os.environ.get("nnssl_results", "").strip():
-        return _without_model(args, "nnssl_results is not set")
+        return _called(args.model)
+    if not _is_named(args) and args.results is None and not os.environ.get("nnssl_results", "").strip():
+        return "nnssl_results is not set"
     results = results_folder(args.results)
-    found = [f for f in sorted(results.glob("Dataset*/*__*__*")) if _matches(f, args) and any(f.glob("checkpoint_*.json"))]
+    found = [folder for folder in models_in(results) if _matches(folder, args)]
     if len(found) == 1:
         return found[0]
     if not found:
-        if named:
+        if _is_named(args):
             raise ValueError(f"No model in {results} fits {_flags(args)}; train one with nnssl_train_dino, or name another.")
-        return _without_model(args, f"there is no trained model in {results}")
+        return f"there is no trained model in {results}"
     listed = "\n".join(f"  --model {f}" for f in found)
     raise ValueError(
         f"{len(found)} models fit {_flags(args)}; choose one with --model, -d, -c, -p, or --features mind:\n{listed}"
     )
+
+
+def _called(name: str) -> Path:
+    """The folder that --model names, or the packaged model of that name."""
+    packaged = {path.name: path for path in packaged_models()}
+    folder = Path(name).expanduser()
+    if folder.is_file():
+        raise ValueError(f"--model {name} is a file; a model is a folder. Import a .zip first: nnssl_import_model {name}")
+    return folder if folder.is_dir() else packaged.get(name, folder)
+
+
+def _is_named(args: Namespace) -> bool:
+    return any(value is not None for value in (args.model, args.d, args.c, args.p))
 
 
 def _matches(folder: Path, args: Namespace) -> bool:

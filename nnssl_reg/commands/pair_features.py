@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from nnssl_reg.commands.case_pool import free_memory
+from nnssl_reg.commands.machine import free_memory
 from nnssl_reg.features.encode import encode
 from nnssl_reg.features.mind import mind_features
 from nnssl_reg.features.pca import joined, joint_pca
@@ -23,6 +23,7 @@ from nnssl_reg.planning.fingerprint import intensity_doubt
 from nnssl_reg.planning.foreground import is_ct
 from nnssl_reg.planning.plans import Configuration, FeaturesPlan
 from nnssl_reg.preprocessing.preprocess_case import preprocess_image
+from nnssl_reg.pretraining.model_card import ModelCard
 from nnssl_reg.registration.convex_adam import feature_scale
 
 log = logging.getLogger("nnssl_reg")
@@ -33,11 +34,17 @@ KEPT_SHARE = 0.2  # of the free memory, for images and features that a later pai
 
 @dataclass(frozen=True)
 class Model:
-    """A trained encoder, what it was trained with, and where it is from."""
+    """A trained encoder, what it was trained with, where it is from, and, if it is a shared one, its card."""
 
     folder: Path
     configuration: Configuration
     encoder: nn.Module
+    card: ModelCard | None = None
+
+    @property
+    def default_features(self) -> str:
+        """The features to use where nobody says."""
+        return "dino" if self.card is None else self.card.default_features
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import torch
 
-from nnssl_reg.commands.case_pool import usable_cores
 from nnssl_reg.commands.extract_fingerprint import FILE_NAME as FINGERPRINT_FILE
+from nnssl_reg.commands.machine import usable_cores
 from nnssl_reg.commands.plan_table import cost_table, entries, table
 from nnssl_reg.commands.selection import dataset_folders, with_each
 from nnssl_reg.imageio.json_files import read_dataclass, write_json

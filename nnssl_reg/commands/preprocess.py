@@ -9,9 +9,10 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from nnssl_reg.commands.case_pool import CasePool, Outcome, Task, free_memory
+from nnssl_reg.commands.case_pool import CasePool, Outcome, Task
 from nnssl_reg.commands.extract_fingerprint import header_grid
 from nnssl_reg.commands.failed_cases import failures_of, print_failures, record_failures
+from nnssl_reg.commands.machine import free_memory
 from nnssl_reg.commands.selection import raw_datasets, with_each
 from nnssl_reg.geometry.grid import Grid
 from nnssl_reg.imageio.case_store import CaseProperties, GridRecord, case_names, is_done, raw_fingerprint, write_case

@@ -36,8 +36,8 @@ def run(args: Namespace) -> int:
     device = device_called(args.device)
     out = _output_folder(args)
     # from all pairs, whatever part of them is done now, so that all parts and later runs use the same numbers
-    setup = make_setup(_readable_grids(every), device, model=(model := choose_model(args, device)),
-                       kind=args.features or ("mind" if model is None else "dino"), init=args.init, overrides=args.overrides,
+    setup = make_setup(_readable_grids(every), device, model=choose_model(args, device),
+                       kind=args.features, init=args.init, overrides=args.overrides,
                        regularisation=args.regularisation, diffeomorphic=args.diffeomorphic)  # fmt: skip
     print(setup.told())
     part = "" if args.num_parts == 1 else f" (part {args.part_id} of 0 ... {args.num_parts - 1})"

@@ -9,13 +9,15 @@ import torch
 
 from nnssl_reg.commands.pair_features import FeatureStore, Model
 from nnssl_reg.geometry.grid import Grid
-from nnssl_reg.planning.image_plan import RegistrationSettings, plan_images
+from nnssl_reg.planning.image_plan import RegistrationSettings, plan_images, plan_images_for
+from nnssl_reg.planning.memory import GB
 from nnssl_reg.planning.overrides import apply_overrides
 from nnssl_reg.planning.plans import FeaturesPlan, RegistrationPlan
 from nnssl_reg.planning.regularisation import regularised
 from nnssl_reg.pretraining.checkpoint import versions
 
 LIBRARIES = ("nnssl_reg", "torch", "numpy", "SimpleITK", "nibabel", "numba")
+CPU_GB = 8.0  # what is planned for without a GPU
 KINDS = ("dino", "mind", "dino+mind")
 
 
@@ -43,16 +45,24 @@ class Setup:
             "model_fingerprint": None if self.model is None else weights_fingerprint(self.model.encoder),
             "diffeomorphic": self.diffeomorphic,
             "device": str(self.device),
-            "plans": {"features": asdict(self.features), "registration": asdict(self.registration)},
+            "plans": self._plans(),
             "versions": versions(LIBRARIES),
         }
+
+    def _plans(self) -> dict:
+        """The planned sections that decide the result."""
+        plans = {"features": asdict(self.features), "registration": asdict(self.registration)}
+        seen = {} if self.kind == "mind" or self.model.card is None else {"image": asdict(self.model.configuration.image)}
+        return seen | plans
 
     def told(self) -> str:
         """Two lines for the console: the features, and the registration."""
         f, r = self.features, self.registration
         parts = []
         if self.kind != "mind":
-            parts.append(f"{f.components} principal components of the tokens of {self.model.folder}")
+            image, patch = self.model.configuration.image, self.model.configuration.network.patch_size
+            parts.append(f"{f.components} principal components of the tokens of {self.model.folder} ({_times(patch)} voxels of "
+                         f"{_times(image.spacing_mm)} mm)")  # fmt: skip
         if self.kind != "dino":
             parts.append(f"MIND-SSC (12 channels, radius {f.mind_radius}, dilation {f.mind_dilation}) at "
                          f"{_times(f.mind_spacing_mm)} mm, cells of {_times(f.mind_stride)} voxels")  # fmt: skip
@@ -72,25 +82,35 @@ def make_setup(
     regularisation: str | None = None,
     diffeomorphic: bool = False,
 ) -> Setup:
-    """The model's stored sections, or the planner's rules applied to images on these grids; then the choices given.
+    """The sections stored with a model that was trained here, else the planner's rules applied to images on these grids.
+
+    Then the choices given. A shared model was trained on other images: of its plans stays what its weights know.
 
     overrides: "section.name=value". Raises ValueError for features without their model, and for choices that do not exist.
     """
-    kind = kind or ("mind" if model is None else "dino")
+    kind = kind or ("mind" if model is None else model.default_features)
     if kind not in KINDS:
         raise ValueError(f"The features '{kind}' are none of {', '.join(KINDS)}.")
     if kind != "mind" and model is None:
         raise ValueError(f"The features '{kind}' need a model that nnssl_train_dino wrote; 'mind' needs none.")
     if regularisation is not None and any(o.partition("=")[0].strip() == "registration.smoothness" for o in overrides):
         raise ValueError("Give either a regularisation (weak, medium, strong) or a value of registration.smoothness, not both.")
-    if model is None:
-        plans = plan_images(grids)
-    else:
-        plans = RegistrationSettings(model.configuration.features, model.configuration.registration)
-    plans = apply_overrides(plans, list(overrides))
+    plans = apply_overrides(_planned(grids, device, model), list(overrides))
+    if plans.image is not None:
+        model = replace(model, configuration=replace(model.configuration, image=plans.image))
     registration = regularised(plans.registration, regularisation)
     registration = registration if init is None else replace(registration, init=init)
     return Setup(kind, model, device, plans.features, registration, diffeomorphic)
+
+
+def _planned(grids: Sequence[Grid], device: torch.device, model: Model | None) -> RegistrationSettings:
+    if model is None:
+        return plan_images(grids)
+    if model.card is None:
+        return RegistrationSettings(model.configuration.features, model.configuration.registration)
+    on_gpu = device.type == "cuda"
+    memory = torch.cuda.get_device_properties(device).total_memory / GB if on_gpu else CPU_GB
+    return plan_images_for(model.configuration.image, model.configuration.network, grids, memory)
 
 
 def device_called(name: str | None) -> torch.device:
