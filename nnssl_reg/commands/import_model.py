@@ -10,7 +10,7 @@ from nnssl_reg.imageio.model_folder import CONFIGURATION, FILES, PLANS, whole_fo
 from nnssl_reg.imageio.model_zip import WAY_OUT, unpack_model_zip
 from nnssl_reg.paths import results_folder
 from nnssl_reg.planning.plans import Plans
-from nnssl_reg.pretraining.model_card import one_line
+from nnssl_reg.pretraining.model_card import ModelCard, one_line
 from nnssl_reg.pretraining.shared_model import load_shared_model
 
 _DATASET = re.compile(r"Dataset\d{3,6}_[A-Za-z0-9._-]{1,80}")
@@ -23,8 +23,8 @@ def run(args: Namespace) -> int:
     with atomic_path(results / "import") as unpacked:
         unpacked.mkdir()
         unpack_model_zip(path, unpacked)
-        card = load_shared_model(unpacked, "cpu", f"Nothing was imported from {path}. {WAY_OUT}")[2]
-        target = results / _place(unpacked, path, args.name)
+        card, place = _checked(unpacked, path, args.name)
+        target = results / place
         with whole_folder(target, args.overwrite) as new:
             for name in FILES:
                 os.replace(unpacked / name, new / name)
@@ -32,6 +32,15 @@ def run(args: Namespace) -> int:
     print(f"{card.name}: {one_line(card)}\nKnown limits: {card.notes or 'the card names none'}\nImported to {target}")
     print(f"To use it: nnssl_register -f FIXED -m MOVING -d {target.parent.name}")
     return 0
+
+
+def _checked(unpacked: Path, path: Path, name: str | None) -> tuple[ModelCard, Path]:
+    """The card of a model that loads, and where it belongs; messages name the zip, not the folder that will be gone."""
+    try:
+        card = load_shared_model(unpacked, "cpu", WAY_OUT)[2]
+        return card, _place(unpacked, path, name)
+    except ValueError as error:
+        raise ValueError(f"{str(error).replace(f'{unpacked}{os.sep}', f'{path}: ')} Nothing was imported.") from error
 
 
 def _place(unpacked: Path, path: Path, name: str | None) -> Path:

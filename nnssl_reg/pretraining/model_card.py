@@ -85,7 +85,7 @@ def _is_number(value) -> bool:
 def one_line(card: ModelCard) -> str:
     """The model in a line, for lists."""
     data = ", ".join(f"{source.dataset} ({source.licence})" for source in card.data)
-    return f"{card.parameters / 1e6:.1f} million weights in {card.precision}, {card.steps} steps on {data}"
+    return f"{card.parameters / 1e6:.2g} million weights in {card.precision}, {card.steps} steps on {data}"
 
 
 def card_text(card: ModelCard, configuration: Configuration) -> str:

@@ -5,6 +5,7 @@ from dataclasses import fields
 import pytest
 import torch
 
+from nnssl_reg.commands import found_models
 from nnssl_reg.imageio.json_files import write_json
 from nnssl_reg.planning.plans import (
     ChannelPlan,
@@ -44,6 +45,15 @@ def _model_folder(results, dataset="Dataset007_Bodies", plans="nnsslPlans", conf
     write_json(folder / "nnsslPlans.json", Plans(dataset, plans, {configuration: tiny}))
     write_json(folder / "configuration.json", {"configuration": configuration})
     return folder
+
+
+@pytest.fixture(autouse=True, scope="module")
+def without_packaged_models(tmp_path_factory):
+    """No model comes with the package, whatever it ships: what is tested is what happens with the models of the test."""
+    with pytest.MonkeyPatch.context() as patch:
+        empty = tmp_path_factory.mktemp("package")
+        patch.setattr(found_models, "files", lambda name: empty)
+        yield
 
 
 @pytest.fixture
