@@ -93,8 +93,10 @@ def card_text(card: ModelCard, configuration: Configuration) -> str:
     image, network = configuration.image, configuration.network
     channels = ", ".join(f"{c.name} ({c.normalization})" for c in image.channels.values())
     lines = [f"# {card.name}", "", f"An encoder for registration with nnssl_reg: {one_line(card)}.", "", "## Data", ""]
-    lines += [f"- {s.dataset}: {s.description or 'no description'}. {'Unknown number of' if s.cases is None else s.cases} images, channels "
-              f"{', '.join(s.channels)}. Licence: {s.licence}." for s in card.data]  # fmt: skip
+    for source in card.data:
+        count = "number of images unknown" if source.cases is None else f"{source.cases} images"
+        lines.append(f"- {source.dataset}: {source.description or 'no description'}. {count}, channels "
+                     f"{', '.join(source.channels)}. Licence: {source.licence}.")  # fmt: skip
     lines += ["", "## Network and input", "",
               f"PRIMUS, width {network.embed_dim}, depth {network.depth}, {network.num_heads} heads, tokens of "
               f"{_times(network.patch_size)} voxels; trained at {_times(image.spacing_mm)} mm; channels {channels}.",

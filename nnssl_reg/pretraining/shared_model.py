@@ -37,6 +37,7 @@ def write_shared_model(folder: Path, encoder: PrimusEncoder, plans: Plans, name:
     _check_finite(weights, folder / WEIGHTS)
     with atomic_path(folder / WEIGHTS) as temporary:
         save_file(weights, temporary, metadata={"format": "pt", "model": card.name})
+        temporary.chmod(0o644)  # safetensors writes for the owner alone, and this is to be shared
     write_json(folder / PLANS, Plans(plans.dataset_name, plans.plans_name, {name: configuration}, plans.version))
     write_json(folder / CONFIGURATION, {"configuration": name})
     write_json(folder / CARD, card)

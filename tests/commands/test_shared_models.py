@@ -3,6 +3,7 @@
 import json
 import os
 import zipfile
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,10 +13,14 @@ from nnssl_reg import load_model
 from nnssl_reg import register as register_in_python
 from nnssl_reg.commands import found_models
 from nnssl_reg.commands.entry import main
+from nnssl_reg.commands.registration_setup import make_setup
+from nnssl_reg.geometry.grid import Grid
 from nnssl_reg.imageio.images import write_image
 from nnssl_reg.imageio.json_files import read_json, write_json
 from nnssl_reg.imageio.model_folder import FILES, write_checksums
 from nnssl_reg.imageio.model_zip import write_model_zip
+from nnssl_reg.planning.rules_image import MAX_TOKENS
+from nnssl_reg.planning.rules_shared import SMALL_TOKENS
 from nnssl_reg.pretraining.checkpoint import load_encoder
 from nnssl_reg.pretraining.model_card import logged_metrics, read_card
 from nnssl_reg.pretraining.shared_model import load_shared_model
@@ -278,3 +283,14 @@ def test_a_long_probe_curve_is_thinned_out_and_keeps_its_end(tmp_path):
     metrics, curve = logged_metrics(tmp_path / "log")
     assert metrics["step"] == 1001 and len(curve) <= 200 and curve[-1]["step"] == 1001
     assert [row["step"] for row in curve] == sorted(row["step"] for row in curve)
+
+
+def test_a_gpu_is_planned_finer_tokens_by_its_memory(trained, tmp_path, monkeypatch):
+    export(trained, tmp_path / "m", "--licence", "CC0")
+    model, grids = load_model(tmp_path / "m", "cpu"), [Grid((300, 300, 200), np.diag([1.0, 1.0, 1.5, 1.0]))]
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=80e9))
+    edges = [
+        make_setup(grids, torch.device(name), model=model).model.configuration.image.spacing_mm[0] for name in ("cpu", "cuda")
+    ]
+    assert edges[0] / edges[1] == pytest.approx((MAX_TOKENS / SMALL_TOKENS) ** (1 / 3), rel=1e-3)
+    assert model.configuration.image.spacing_mm == (4.0, 4.0, 4.0)  # what was loaded stays as it is
