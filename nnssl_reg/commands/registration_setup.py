@@ -64,11 +64,15 @@ class Setup:
             parts.append(f"{f.components} principal components of the tokens of {self.model.folder} ({_times(patch)} voxels of "
                          f"{_times(image.spacing_mm)} mm)")  # fmt: skip
         if self.kind != "dino":
-            parts.append(f"MIND-SSC (12 channels, radius {f.mind_radius}, dilation {f.mind_dilation}) at "
+            parts.append(f"MIND-SSC ({12 * len(f.mind_scales)} channels; radius, dilation {_scales(f.mind_scales)}) at "
                          f"{_times(f.mind_spacing_mm)} mm, cells of {_times(f.mind_stride)} voxels")  # fmt: skip
         ways = ", symmetric" * r.symmetric + ", diffeomorphic" * self.diffeomorphic
         return (f"Features: {' and '.join(parts)}\nRegistration: initial alignment {r.init}, search within "
                 f"{r.search_radius_mm:g} mm, {r.iterations} iterations of Adam, smoothness {r.smoothness:g}{ways}")  # fmt: skip
+
+
+def _scales(scales) -> str:
+    return " and ".join(f"{radius}, {dilation}" for radius, dilation in scales)
 
 
 def make_setup(

@@ -11,31 +11,34 @@ _NEIGHBOURS = [(-1, 0, 0), (1, 0, 0), (0, -1, 0), (0, 1, 0), (0, 0, -1), (0, 0, 
 PAIRS = [(a, b) for i, a in enumerate(_NEIGHBOURS) for b in _NEIGHBOURS[i + 1 :] if any(p + q for p, q in zip(a, b))]
 
 
-def mind_ssc(image: torch.Tensor, radius: int = 1, dilation: int = 2) -> torch.Tensor:
+def mind_ssc(image: torch.Tensor, radius: int = 1, dilation: int = 2, noise: float = 0.0) -> torch.Tensor:
     """Self-similarity context of an image (X, Y, Z) -> (12, X, Y, Z) in 0..1, edges replicated.
 
     Channel k is exp(-(D_k - min D) / V): D_k the mean squared difference, over a box of 2 radius + 1 voxels, of the two
-    neighbours of pair k at distance `dilation`; V the mean of D - min D over pairs, kept within 0.001..1000 of its mean.
+    neighbours of pair k at distance `dilation`; V the mean of D - min D over pairs, kept within 0.001..1000 of its mean, plus
+    `noise` times that mean: where the image is flat by comparison, all channels then tend to 1 instead of to random patterns.
     """
     distances = _pair_distances(image, radius, dilation)
     distances -= distances.min(dim=0).values
     variance = distances.mean(dim=0)
-    mean = variance.mean()
-    variance.clamp_(min=max(float(mean) * 1e-3, torch.finfo(image.dtype).tiny), max=max(float(mean) * 1e3, 1e-30))
-    return distances.div_(variance).neg_().exp_()
+    mean = float(variance.mean())
+    variance.clamp_(min=max(mean * 1e-3, torch.finfo(image.dtype).tiny), max=max(mean * 1e3, 1e-30))
+    return distances.div_(variance.add_(noise * mean)).neg_().exp_()
 
 
-def mind_features(image: torch.Tensor, grid: Grid, radius: int, dilation: int, stride) -> FeatureMap:
+def mind_features(image: torch.Tensor, grid: Grid, scales, noise: float, stride) -> FeatureMap:
     """MIND-SSC of an image (X, Y, Z) on grid, averaged over cells of `stride` voxels: features on grid.coarsened(stride).
 
-    An axis shorter than its stride is padded by its edge values, so that every image has at least one cell.
+    scales: (radius, dilation) of each 12 channels. An axis shorter than its stride is padded by its edge values, so that every
+    image has at least one cell.
     """
     pad = [max(0, s - n) for s, n in zip(stride, image.shape)]
     if any(pad):
         image = F.pad(image[None, None], (0, pad[2], 0, pad[1], 0, pad[0]), mode="replicate")[0, 0]
         grid = grid.cropped([[0, n] for n in image.shape])
-    pooled = F.avg_pool3d(mind_ssc(image, radius, dilation)[None], tuple(stride), stride=tuple(stride))[0]
-    return FeatureMap(pooled, grid.coarsened(stride))
+    stride = tuple(stride)
+    pooled = [F.avg_pool3d(mind_ssc(image, *scale, noise)[None], stride, stride=stride)[0] for scale in scales]
+    return FeatureMap(torch.cat(pooled), grid.coarsened(stride))
 
 
 def _pair_distances(image: torch.Tensor, radius: int, dilation: int) -> torch.Tensor:

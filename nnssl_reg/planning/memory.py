@@ -74,7 +74,7 @@ def registration_bytes(extent_mm, features: FeaturesPlan, registration: Registra
     voxels = float(np.prod(np.array(extent_mm) / features.mind_spacing_mm))
     coarse = float(np.prod(np.array(extent_mm) / registration.coarse_spacing_mm))
     displacements = (2 * round(registration.search_radius_mm / registration.coarse_spacing_mm) + 1) ** 3
-    channels = max(features.components, 12)  # MIND-SSC has 12
+    channels = max(features.components, 12 * len(features.mind_scales))
     return 4 * (3 * channels * voxels / 2 + 6 * channels * cells + 2 * coarse * displacements + 30 * cells) + WORKER_BASE
 
 

@@ -71,9 +71,11 @@ def _names(configuration: Sections) -> list[str]:
 
 
 def _parsed(text: str, current: Any) -> Any:
-    """The value in json's types; a tuple takes a,b,c or one value for all its members; a bare word is a string."""
+    """The value in json's types; a tuple takes a,b,c or one value for all its members, nested ones [[a,b],[c,d]]; a bare word is a string."""
     if isinstance(current, str):
         return text
+    if isinstance(current, tuple) and isinstance(current[0], tuple):
+        return _number(text)
     if isinstance(current, tuple):
         parts = [_number(part) for part in text.strip("()[]").replace(",", " ").split()]
         return parts * len(current) if len(parts) == 1 else parts

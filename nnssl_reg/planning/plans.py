@@ -89,8 +89,8 @@ class FeaturesPlan:
     token_shifts: tuple[int, int, int]  # passes per axis at sub-token shifts; 1 = one forward pass
     components: int
     mind_spacing_mm: tuple[float, float, float]
-    mind_radius: int
-    mind_dilation: int
+    mind_scales: tuple[tuple[int, int], ...]  # radius and dilation in voxels, 12 channels each
+    mind_noise: float  # added to the local variance, in units of its mean
     mind_stride: tuple[int, int, int]  # voxels of mind_spacing_mm per feature cell
 
 

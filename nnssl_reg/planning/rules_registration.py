@@ -14,6 +14,7 @@ FEW_TOKENS = 24  # per axis in the geometric mean, below which a token grid alon
 SHIFTED_TOKENS = 131_072  # that all passes at shifted positions may sum to
 COARSE_VOXELS = 6  # of the MIND spacing per coarse cell, as in ConvexAdam
 SMALL_VOLUME = 64**3  # voxels below which the fine grid is every voxel
+FINE_SCALES, COARSE_SCALES = ((1, 1), (0, 2)), ((1, 2),)  # of MIND: (radius, dilation) in voxels
 RADIUS_OF_DIAGONAL = 0.08  # search radius / diagonal of the body: organs of two patients lie that far apart after alignment
 RADIUS_CELLS = (2, 6)  # fewest and most coarse cells of the search radius
 
@@ -61,8 +62,9 @@ def mind_choices(data: DataSummary, spacing_mm) -> dict[str, Choice]:
     stride = 1 if math.prod(data.median_extent_mm) / spacing**3 < SMALL_VOLUME else 2
     return {
         "mind_spacing_mm": Choice((spacing,) * 3, "cubes of the finest target spacing: all axes are compared alike"),
-        "mind_radius": Choice(1, "voxels; patches of 3 voxels, as in convexAdam"),
-        "mind_dilation": Choice(2, "voxels between compared patches, as in convexAdam"),
+        "mind_scales": Choice(FINE_SCALES, "radius, dilation: two kinds of patches, as every voxel has a cell of its own")
+        if stride == 1 else Choice(COARSE_SCALES, "radius, dilation: as in convexAdam; finer ones are lost in cells this large"),
+        "mind_noise": Choice(1.0, "of the mean local variance: patches flatter than that say little"),
         "mind_stride": Choice((stride,) * 3, f"cells of {stride * spacing:.3g} mm: " + (
             "every voxel of so small a volume" if stride == 1 else "the fine grid of the registration, as in convexAdam")),
     }  # fmt: skip

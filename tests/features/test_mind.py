@@ -13,7 +13,7 @@ def noise(*shape, seed=0) -> torch.Tensor:
     return torch.from_numpy(np.random.default_rng(seed).normal(100, 30, shape).astype(np.float32))
 
 
-def mind_by_the_formula(image: np.ndarray, radius: int, dilation: int) -> np.ndarray:
+def mind_by_the_formula(image: np.ndarray, radius: int, dilation: int, noise: float) -> np.ndarray:
     """One voxel, one pair, one box voxel at a time; positions outside take the nearest edge voxel."""
 
     def value(*position):
@@ -28,7 +28,8 @@ def mind_by_the_formula(image: np.ndarray, radius: int, dilation: int) -> np.nda
             distances[(k, *x)] = np.mean(np.square(differences))
     distances -= distances.min(axis=0)
     variance = distances.mean(axis=0)
-    return np.exp(-distances / np.clip(variance, 1e-3 * variance.mean(), 1e3 * variance.mean()))
+    kept = np.clip(variance, 1e-3 * variance.mean(), 1e3 * variance.mean())
+    return np.exp(-distances / (kept + noise * variance.mean()))
 
 
 def test_the_pairs_are_the_twelve_of_neighbours_that_are_not_opposite():
@@ -37,11 +38,18 @@ def test_the_pairs_are_the_twelve_of_neighbours_that_are_not_opposite():
         assert np.sum(np.square(a)) == np.sum(np.square(b)) == 1 and np.sum(np.square(np.subtract(a, b))) == 2
 
 
-@pytest.mark.parametrize(("radius", "dilation"), [(1, 1), (1, 2), (0, 1)])
-def test_mind_is_its_formula(radius, dilation):
+@pytest.mark.parametrize(("radius", "dilation", "share"), [(1, 1, 0.0), (1, 2, 0.0), (0, 1, 0.0), (1, 2, 1.0)])
+def test_mind_is_its_formula(radius, dilation, share):
     image = noise(4, 3, 5)
-    truth = mind_by_the_formula(image.double().numpy(), radius, dilation)
-    assert np.allclose(mind_ssc(image, radius, dilation).numpy(), truth, atol=1e-4)
+    truth = mind_by_the_formula(image.double().numpy(), radius, dilation, share)
+    assert np.allclose(mind_ssc(image, radius, dilation, share).numpy(), truth, atol=1e-4)
+
+
+def test_where_the_image_is_flat_by_comparison_noise_makes_no_pattern():
+    image = noise(16, 16, 16)
+    image[:10] = 100 + 0.01 * (image[:10] - 100)
+    spread = [float(mind_ssc(image, 1, 2, share)[:, :6].std()) for share in (0.0, 1.0)]
+    assert spread[0] > 0.1 and spread[1] < 0.01
 
 
 @pytest.mark.parametrize(("factor", "offset"), [(3.0, 0.0), (0.01, -5.0), (-1.0, 40.0)])
@@ -67,12 +75,12 @@ def test_a_constant_region_gives_no_nan():
 
 def test_cells_hold_the_mean_of_their_voxels_at_their_place(turned_grid):
     grid, image = turned_grid((7, 9, 6), (1, 2, 3), (10, 20, 30)), noise(7, 9, 6)
-    features = mind_features(image, grid, 1, 2, (2, 3, 1))
-    assert features.grid == grid.coarsened((2, 3, 1)) and features.values.shape == (12, 3, 3, 6)
-    whole = mind_ssc(image, 1, 2)
+    features = mind_features(image, grid, [(1, 2), (0, 1)], 0.5, (2, 3, 1))
+    assert features.grid == grid.coarsened((2, 3, 1)) and features.values.shape == (24, 3, 3, 6)
+    whole = torch.cat([mind_ssc(image, 1, 2, 0.5), mind_ssc(image, 0, 1, 0.5)])
     assert torch.allclose(features.values[:, 1, 2, 4], whole[:, 2:4, 6:9, 4].mean(dim=(1, 2)), atol=1e-5)
 
 
 def test_an_image_thinner_than_a_cell_has_one_cell(turned_grid):
-    features = mind_features(noise(3, 1, 8), turned_grid((3, 1, 8), 1.0), 1, 2, (4, 2, 4))
+    features = mind_features(noise(3, 1, 8), turned_grid((3, 1, 8), 1.0), [(1, 2)], 0.0, (4, 2, 4))
     assert features.values.shape == (12, 1, 1, 2) and torch.isfinite(features.values).all()

@@ -43,6 +43,11 @@ def test_one_number_serves_all_axes(configuration):
     assert apply_overrides(configuration, ["network.patch_size=2"]).network.patch_size == (2, 2, 2)
 
 
+def test_pairs_are_written_in_brackets(configuration):
+    changed = apply_overrides(configuration, ["features.mind_scales=[[1, 2], [0, 1]]"])
+    assert changed.features.mind_scales == ((1, 2), (0, 1))
+
+
 def test_the_last_of_two_changes_counts_and_the_reason_says_so(configuration):
     changed = apply_overrides(configuration, ["pretraining.steps=500", "pretraining.steps=700"])
     assert changed.pretraining.steps == 700

@@ -36,7 +36,7 @@ def features_of(image: Image) -> FeatureMap:
     """MIND on the world's axes, as a registration makes them."""
     upright = resample(image, image.grid.world_aligned(), fill=float(image.array.min()))
     grid = upright.grid.with_spacing(3.0)
-    return mind_features(torch.from_numpy(resample(upright, grid).array[0]), grid, 1, 2, (2, 2, 2))
+    return mind_features(torch.from_numpy(resample(upright, grid).array[0]), grid, [(1, 2)], 1.0, (2, 2, 2))
 
 
 @pytest.fixture

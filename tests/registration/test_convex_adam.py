@@ -50,7 +50,7 @@ def undone(points: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize(("stride", "size"), SIZES)
 def test_no_motion_gives_exactly_no_motion(turned_grid, textured_image, settings, stride, size, symmetric):
     grid = turned_grid((size, size - 4, size - 2), (1.0, 1.1, 1.2), (10, 20, 30), (300, -40, 700))
-    features = mind_features(torch.from_numpy(textured_image(grid).array[0]), grid, 1, 2, (stride,) * 3)
+    features = mind_features(torch.from_numpy(textured_image(grid).array[0]), grid, [(1, 2)], 1.0, (stride,) * 3)
     field = convex_adam(features, features, initial=SAME_PLACE, symmetric=symmetric, **settings)
     assert not field.vectors_mm.any()
 
@@ -67,7 +67,7 @@ def test_a_shift_comes_out_as_that_shift_at_every_coarseness(turned_grid, textur
 def test_mind_finds_a_shift_by_whole_cells_at_every_coarseness(turned_grid, textured_image, settings, stride, size):
     grid, shift = turned_grid((size,) * 3, 1.0), (6.0, -6.0, 0.0)
     images = [textured_image(grid, moved, shortest_mm=6) for moved in (None, moved_by(shift))]
-    maps = [mind_features(torch.from_numpy(i.array[0]), grid, 1, 2, (stride,) * 3) for i in images]
+    maps = [mind_features(torch.from_numpy(i.array[0]), grid, [(1, 2)], 1.0, (stride,) * 3) for i in images]
     assert shift_error(convex_adam(*maps, initial=SAME_PLACE, **settings), grid, shift) < 0.1
 
 
