@@ -91,6 +91,8 @@ def _train_dino(parser: ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="same seed, same result on one machine; default: 0")
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="SECTION.NAME=VALUE",
                         help="change a plan value for this run, e.g. pretraining.steps=500")  # fmt: skip
+    parser.add_argument("-epochs", "--epochs", type=int, default=None, metavar="N",
+                        help="length of the run in planned epochs; with --continue, a finished run goes on")  # fmt: skip
     parser.add_argument("-max_minutes", type=float, default=None, metavar="MIN", help="save and stop after this time")
     parser.add_argument("-fit_minutes", type=float, default=None, metavar="MIN",
                         help="as many steps as this machine does in this time, measured first; schedules fit them")  # fmt: skip
