@@ -33,7 +33,7 @@ from nnssl_reg.pretraining.training_state import Run, TrainingState, start
 
 DEFAULT_CONFIGURATION = "3d_fullres"
 PICTURE_SECONDS = 60  # between pictures: they take a second or two
-FIT_SHARE = 0.95  # of the given minutes; the rest is for checkpoints and pictures
+FIT_SHARE = 0.92  # of the given minutes; the rest is for checkpoints, probes and pictures
 log = logging.getLogger("nnssl_reg")
 
 

@@ -119,6 +119,8 @@ def train_step(run: Run, state: TrainingState, windows: np.ndarray) -> tuple[dic
     cpu_seed, device_seed = seed_of(run.seed, state.step, len(state.recoveries))
     cpu = torch.Generator().manual_seed(cpu_seed)
     on_device = torch.Generator(run.device).manual_seed(device_seed)
+    if settings.gram_weight > 0:
+        state.pair.anchor()
     batch = torch.from_numpy(windows).to(run.device, non_blocking=True)
     views = make_views(batch, plan, configuration.network.patch_size, configuration.image.spacing_mm, cpu, on_device)
     with seeded(device_seed, run.device), mixed_precision(run.device):

@@ -35,7 +35,8 @@ def everything(state) -> dict[str, torch.Tensor]:
     return {**state.pair.state_dict(), **moments}
 
 
-@pytest.mark.parametrize("changes", [{}, {"centering": "centre", "workers": 1}])
+@pytest.mark.parametrize("changes", [{}, {"centering": "centre", "workers": 1},
+                                     {"gram_weight": 2.0, "gram_start_step": 1}])  # fmt: skip
 def test_stopping_and_resuming_equals_an_uninterrupted_run_bit_for_bit(run, change, tmp_path, changes):
     run = change(run, **changes)
     straight, finished = go(run, tmp_path / "straight")
