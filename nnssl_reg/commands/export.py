@@ -7,9 +7,10 @@ from typing import Any
 import torch
 
 from nnssl_reg.architectures.primus_export import AXES, PrimusForm, as_torchscript, build_primus, primus_form
-from nnssl_reg.commands.model_choice import choose_model
+from nnssl_reg.commands.model_choice import load_model, model_folder
 from nnssl_reg.commands.pair_features import Model
 from nnssl_reg.imageio.json_files import atomic_path, write_json
+from nnssl_reg.imageio.model_folder import is_shared_model
 from nnssl_reg.planning.plans import ImagePlan
 from nnssl_reg.pretraining.checkpoint import load_encoder
 
@@ -24,10 +25,13 @@ def run(args: Namespace) -> int:
         raise ValueError("Which form? Give --nnunet, --torchscript or both.")
     if args.num_classes < 1:
         raise ValueError(f"-num_classes {args.num_classes}: a segmentation has at least one output.")
-    model = choose_model(Namespace(**{**vars(args), "features": "dino"}), CPU)
-    if args.chk is not None:
-        model = Model(model.folder, *load_encoder(model.folder, CPU, args.chk))
-    folder = model.folder / "export" if args.o is None else Path(args.o).expanduser()
+    source = model_folder(args)
+    if is_shared_model(source) and (args.chk is not None or args.o is None):
+        raise ValueError(f"{source} is a shared model: it has no checkpoints to choose among with -chk, and nothing is written "
+                         "into it. Give -o FOLDER, without -chk.")  # fmt: skip
+    model = load_model(source, CPU) if args.chk is None else Model(source, *load_encoder(source, CPU, args.chk))
+    print(f"Model: {source}")
+    folder = source / "export" if args.o is None else Path(args.o).expanduser()
     if args.nnunet:
         export_nnunet(model, folder, args)
     if args.torchscript:

@@ -24,9 +24,9 @@ def watch(state: TrainingState, row: dict[str, float | None], log: TrainingLog) 
     found = health(row, state.plan.gradient_clip, state.plan.warmup_steps)
     if found.light == "red":
         raise Trouble(state.step, "; ".join(found.reasons))
-    if found.light != state.light:
+    if found.light != state.health.light:
         log.line(f"step {state.step}: {found}")
-    state.light = found.light
+    state.health = found
 
 
 def probed(run: Run, state: TrainingState, folder: Path, log: TrainingLog, probe: Probe, clock: ProbeClock) -> ProbeResult:

@@ -103,7 +103,7 @@ def train_on(run: Run, state: TrainingState, folder: Path, log: TrainingLog, obs
             if state.step % plan.steps_per_epoch == 0 or last or stopping:
                 save(run, state, folder, "latest")
                 row = log.trained
-                log.line(f"{state.light}: {describe(row, plan)}" if row else f"step {state.step} of {plan.steps}")
+                log.line(f"{state.health}: {describe(row, plan)}" if row else f"step {state.step} of {plan.steps}")
                 observer.on_epoch(state, log)
             if stopping and not last:
                 return False

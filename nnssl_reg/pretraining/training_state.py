@@ -9,6 +9,7 @@ import torch
 from nnssl_reg.planning.plans import Configuration, PretrainingPlan
 from nnssl_reg.pretraining.checkpoint import CheckpointInfo, read_info, restore, save_checkpoint, versions
 from nnssl_reg.pretraining.crop_loader import WindowRequest
+from nnssl_reg.pretraining.monitors import Health
 from nnssl_reg.pretraining.optimizer import build_optimizer
 from nnssl_reg.pretraining.probe import ProbeResult
 from nnssl_reg.pretraining.recovery import Recovery, gentler
@@ -43,12 +44,12 @@ class Run:
 
 @dataclass
 class TrainingState:
-    """What changes: the networks, the optimiser's moments, the number of steps done, the light, and the recoveries so far."""
+    """What changes: the networks, the optimiser's moments, the steps done, the last light, the recoveries so far."""
 
     pair: StudentTeacher
     optimizer: torch.optim.AdamW
     step: int = 0
-    light: str = "green"
+    health: Health = Health("green")
     recoveries: tuple[Recovery, ...] = ()
 
     @property
@@ -75,7 +76,7 @@ def start(
 def save(run: Run, state: TrainingState, folder: Path, name: str, probe: ProbeResult | None = None,
          keep_previous: bool = True) -> None:  # fmt: skip
     """Write a checkpoint of the state."""
-    info = replace(run.info(state.step), light=state.light, recoveries=state.recoveries)
+    info = replace(run.info(state.step), light=state.health.light, recoveries=state.recoveries)
     if probe is not None:
         info = replace(info, probe_recall=probe.recall, probe_error_mm=probe.error_mm)
     save_checkpoint(folder, name, info, state.pair, state.optimizer, keep_previous)

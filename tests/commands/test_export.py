@@ -48,6 +48,15 @@ def test_torchscript_gives_the_features_of_a_volume(tmp_path, model_folder):
     assert read_json(tmp_path / "out" / "encoder.torchscript.json")["patch_size"] == [4, 4, 4]
 
 
+def test_a_shared_model_is_exported_to_another_folder_only(tmp_path, model_folder, capsys):
+    main(["--model", str(model_folder(tmp_path)), "-o", str(tmp_path / "shared")], "nnssl_export_model")
+    files = sorted((tmp_path / "shared").iterdir())
+    assert export(tmp_path / "shared", "--torchscript") == 1
+    assert "Give -o FOLDER" in capsys.readouterr().err
+    assert export(tmp_path / "shared", "--torchscript", "-o", str(tmp_path / "out")) == 0
+    assert (tmp_path / "out" / "encoder.torchscript.pt").exists() and sorted((tmp_path / "shared").iterdir()) == files
+
+
 def test_what_cannot_be_exported_is_said(tmp_path, model_folder, capsys):
     folder = model_folder(tmp_path)
     for args, said in (((), "--nnunet, --torchscript"), (("--nnunet", "-input_shape", "9", "8", "8"), "multiple of the patch"),

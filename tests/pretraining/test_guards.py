@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from nnssl_reg.pretraining import trainer
 from nnssl_reg.pretraining.checkpoint import checkpoint_path, newest_checkpoint, read_info
 from nnssl_reg.pretraining.guards import best_probe
+from nnssl_reg.pretraining.monitors import Health
 from nnssl_reg.pretraining.probe import ProbeResult
 from nnssl_reg.pretraining.recovery import gentler
 from nnssl_reg.pretraining.trainer import Observer, train
@@ -131,7 +132,7 @@ def test_steps_done_before_a_recovery_are_not_gone_on_from(short_run, tmp_path):
 
 
 def replace_step(state, step: int, light: str):
-    state.step, state.light = step, light
+    state.step, state.health = step, Health(light)
     return state
 
 
@@ -170,3 +171,12 @@ def test_a_probe_leaves_the_training_as_it_would_have_been(short_run, tmp_path):
     probed, _, _ = go(short_run, tmp_path / "with", probe=probe)
     expected = without.pair.state_dict()
     assert all(torch.equal(value, expected[name]) for name, value in probed.pair.state_dict().items())
+
+
+def test_every_line_of_an_epoch_begins_with_the_light_and_its_reason(short_run, change, tmp_path):
+    run = change(short_run, gradient_clip=1e-6)  # every gradient is far longer
+    _, _, said = go(run, tmp_path)
+    lines = [line for line in said if "loss class" in line]
+    assert len(lines) == 4 and all(line.startswith("yellow (gradients are far longer") for line in lines)
+    assert read_info(checkpoint_path(tmp_path, "latest")).light == "yellow"
+    assert sum(line.startswith("step 4: yellow") for line in said) == 1  # the change itself is said once
