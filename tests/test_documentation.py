@@ -23,7 +23,8 @@ from nnssl_reg.planning.plans import Configuration
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "documentation").rglob("*.md"))]
 TEXT = {page: page.read_text(encoding="utf-8") for page in PAGES}
-NO_COMMANDS = {"nnssl_raw", "nnssl_preprocessed", "nnssl_results", "nnssl_reg", "nnssl_env"}  # variables, folders, the package
+NO_COMMANDS = {"nnssl_raw", "nnssl_preprocessed", "nnssl_results", "nnssl_reg", "nnssl_env", "nnssl_adaptation_plan"}
+# variables, folders, the package, and a key of nnU-Net's checkpoints
 EVERYWHERE = {"--help", "-h", "--verbose"}  # flags that entry.py and argparse add
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 

@@ -61,8 +61,11 @@ class PrimusEncoder(nn.Module):
         nn.init.normal_(self.mask_token, std=0.02)
         self._rotary_of_grid: dict[tuple, torch.Tensor] = {}
 
-    def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> Tokens:
-        """x: (B, 1, X, Y, Z), axes multiples of the patch; mask: (B, X', Y', Z') bool, true where the mask token stands in."""
+    def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None, rotary: torch.Tensor | None = None) -> Tokens:
+        """x: (B, 1, X, Y, Z), axes multiples of the patch; mask: (B, X', Y', Z') bool, true where the mask token stands in.
+
+        rotary: the token grid's rotary embedding, where the caller has it.
+        """
         if x.ndim != 5 or any(n % p for n, p in zip(x.shape[2:], self.patch_size)):
             raise ValueError(f"The encoder needs (B, 1, X, Y, Z) with axes divisible by the patch {self.patch_size}, "
                              f"got {tuple(x.shape)}; pad the image.")  # fmt: skip
@@ -73,7 +76,7 @@ class PrimusEncoder(nn.Module):
             tokens = torch.where(mask.flatten(1)[:, :, None], self.mask_token.to(tokens.dtype), tokens)
         prefix = self.register_tokens.to(tokens.dtype).expand(x.shape[0], -1, -1)
         tokens = torch.cat((prefix, tokens), dim=1)  # (B, 1 + R + N, D)
-        rotary = self.rotary_embedding(grid_shape)
+        rotary = self.rotary_embedding(grid_shape) if rotary is None else rotary
         for block in self.eva.blocks:
             tokens = block(tokens, rope=rotary)
         tokens = self.eva.norm(tokens)

@@ -91,6 +91,8 @@ def _train_dino(parser: ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="same seed, same result on one machine; default: 0")
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="SECTION.NAME=VALUE",
                         help="change a plan value for this run, e.g. pretraining.steps=500")  # fmt: skip
+    parser.add_argument("-epochs", "--epochs", type=int, default=None, metavar="N",
+                        help="length of the run in planned epochs; with --continue, a finished run goes on")  # fmt: skip
     parser.add_argument("-max_minutes", type=float, default=None, metavar="MIN", help="save and stop after this time")
     parser.add_argument("-fit_minutes", type=float, default=None, metavar="MIN",
                         help="as many steps as this machine does in this time, measured first; schedules fit them")  # fmt: skip
@@ -203,6 +205,25 @@ def _info(parser: ArgumentParser) -> None:
     _folders(parser, "raw", "preprocessed", "results")
 
 
+def _export(parser: ArgumentParser) -> None:
+    _model(parser)
+    parser.add_argument("-chk", default=None, choices=("final", "best", "latest", "previous"),
+                        help="checkpoint; default: final, if there is none the latest")  # fmt: skip
+    parser.add_argument("-o", metavar="FOLDER", help="output; default: export in the model's folder")
+    parser.add_argument("--nnunet", action="store_true", help="weights for nnU-Net's Primus, with the network's arguments")
+    parser.add_argument("-input_shape", type=int, nargs=3, default=None, metavar="VOXELS",
+                        help="with --nnunet: its patch size, in the order of -axes; default: the training crop")  # fmt: skip
+    parser.add_argument(
+        "-num_classes", type=int, default=2, metavar="N", help="with --nnunet: outputs of the untrained decoder"
+    )
+    parser.add_argument("-axes", choices=("zyx", "xyz"), default="zyx",
+                        help="with --nnunet: the order of its arrays' axes; default: zyx, nnU-Net's own")  # fmt: skip
+    parser.add_argument("--keep_registers", action="store_true",
+                        help="with --nnunet: class Primus with register tokens for all sizes")  # fmt: skip
+    parser.add_argument("--torchscript", action="store_true", help="the encoder as TorchScript, for volumes of any size")
+    _folders(parser, "results")
+
+
 def _demo(parser: ArgumentParser) -> None:
     parser.add_argument("-o", default="nnssl_demo", metavar="FOLDER", help="default: ./nnssl_demo")
     parser.add_argument("-minutes", type=float, default=3.0, metavar="MIN", help="time for pretraining; default: 3")
@@ -228,5 +249,6 @@ COMMANDS = {
                                   _ROOM + "export_model", _export_model),
     "nnssl_import_model": Command("Import a shared model into nnssl_results.", _ROOM + "import_model", _import_model),
     "nnssl_info": Command("Say what is here: versions, folders, devices, memory, models, data sets.", _ROOM + "info", _info),
+    "nnssl_export": Command("Write a trained encoder for nnU-Net or as TorchScript.", _ROOM + "export", _export),
     "nnssl_demo": Command("The whole way on phantoms, in minutes.", _ROOM + "demo", _demo),
 }  # fmt: skip

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from nnssl_reg.commands.held_out import build_probe, split
 from nnssl_reg.commands.preprocess import image_plan_fingerprint, read_plans
 from nnssl_reg.commands.stop_request import StopRequest
 from nnssl_reg.evaluation.figures import feature_figure, progress_figure
@@ -23,27 +24,27 @@ from nnssl_reg.paths import preprocessed_folder, results_folder
 from nnssl_reg.planning.memory import GB, training_bytes
 from nnssl_reg.planning.overrides import apply_overrides, with_steps
 from nnssl_reg.planning.plans import Configuration, Plans
-from nnssl_reg.pretraining.checkpoint import checkpoint_path, newest_checkpoint, read_configuration
+from nnssl_reg.pretraining.checkpoint import checkpoint_path, newest_checkpoint, read_configuration, read_info
 from nnssl_reg.pretraining.measure import measure
 from nnssl_reg.pretraining.requirements import require_trainable
-from nnssl_reg.pretraining.trainer import Observer, Run, TrainingState, start, train
+from nnssl_reg.pretraining.trainer import Observer, train
 from nnssl_reg.pretraining.training_log import TrainingLog
+from nnssl_reg.pretraining.training_state import Run, TrainingState, start
 
 DEFAULT_CONFIGURATION = "3d_fullres"
 PICTURE_SECONDS = 60  # between pictures: they take a second or two
-HELD_OUT_FROM = 8  # cases; with fewer, the pictures show one that was trained on
-FIT_SHARE = 0.95  # of the given minutes; the rest is for checkpoints and pictures
+FIT_SHARE = 0.92  # of the given minutes; the rest is for checkpoints, probes and pictures
 log = logging.getLogger("nnssl_reg")
 
 
 @dataclass(frozen=True)
 class Job:
-    """What the arguments ask for. checkpoint: where to go on from, with the steps done there."""
+    """What the arguments ask for. probed: the cases to probe; checkpoint: where to go on from, with the steps done there."""
 
     run: Run
     plans: Plans
     folder: Path
-    shown_case: str
+    probed: tuple[str, ...]
     checkpoint: Path | None
     step: int
 
@@ -78,13 +79,15 @@ def read_job(args: Namespace) -> Job:
         raise ValueError(f"{folder} holds a run of {found[1].step} steps. Go on with --continue, or move the folder away (or "
                          "give another -results) to begin anew.")  # fmt: skip
     found = found if args.resume else None
-    configuration = configured(plans.configurations[name], args.overrides, folder if found else None)
+    planned = plans.configurations[name] if found is None else read_configuration(folder)
+    overrides = args.overrides if args.epochs is None else [*epochs_as_steps(args.epochs, planned), *args.overrides]
+    configuration = configured(planned, overrides, begun=found is not None)
     seed = found[1].seed if found else args.seed
-    trained = tuple(names[:-1] if len(names) >= HELD_OUT_FROM else names)
+    trained, probed = split(names)
     device = chosen_device(args.device)
     run = Run(configuration, name, cases_root.name, cases, trained, seed, device)
     plans = replace(plans, configurations={**plans.configurations, name: configuration})
-    return Job(run, plans, folder, names[-1], *((found[0], found[1].step) if found else (None, 0)))
+    return Job(run, plans, folder, probed, *((found[0], found[1].step) if found else (None, 0)))
 
 
 def chosen_names(args: Namespace) -> tuple[str, str]:
@@ -111,12 +114,18 @@ def usable_cases(folder: Path, configuration: Configuration) -> list[str]:
     return names
 
 
-def configured(planned: Configuration, overrides: list[str], earlier: Path | None) -> Configuration:
-    """The planned configuration, or that of the earlier run to go on with, and the changes of the command line."""
-    if earlier is not None:
-        return apply_overrides(read_configuration(earlier), overrides)
+def epochs_as_steps(epochs: int, planned: Configuration) -> list[str]:
+    """-epochs as --set would have it; an epoch stays as long as it is planned."""
+    if epochs < 1:
+        raise ValueError(f"-epochs {epochs}: a run has at least one epoch.")
+    each = planned.pretraining.steps_per_epoch
+    return [f"pretraining.steps={epochs * each}", f"pretraining.steps_per_epoch={each}"]
+
+
+def configured(planned: Configuration, overrides: list[str], begun: bool) -> Configuration:
+    """The planned configuration with the changes of the command line; the schedules of a run that has begun stay."""
     changed = apply_overrides(planned, overrides)
-    if changed.pretraining.steps == planned.pretraining.steps or changed.pretraining.steps < 1:
+    if begun or changed.pretraining.steps == planned.pretraining.steps or changed.pretraining.steps < 1:
         return changed
     scaled = replace(planned, pretraining=with_steps(planned.pretraining, changed.pretraining.steps))
     return apply_overrides(scaled, overrides)  # once more: what was said about the schedules themselves counts
@@ -162,7 +171,7 @@ def print_cost(job: Job) -> None:
     print(f"  crops    {plan.batch_size} of {' x '.join(map(str, plan.crop_size))} voxels in each of {plan.steps} steps")
     print(f"  memory   {memory / GB:.1f} GB ({'measured' if cost.gpu_bytes else 'predicted'})")
     print(f"  time     {cost.seconds_per_step * plan.steps / 3600:.1f} h ({cost.seconds_per_step:.2f} s per step, measured)")
-    print(f"  disk     {3 * cost.checkpoint_bytes / GB:.2f} GB (checkpoints latest, previous and final) in {job.folder}")
+    print(f"  disk     {4 * cost.checkpoint_bytes / GB:.2f} GB (checkpoints latest, previous, best and final) in {job.folder}")
     print("Nothing was written.")
 
 
@@ -176,12 +185,13 @@ def pretrain(job: Job, stop: StopRequest, args: Namespace) -> int:
         training_log = TrainingLog(job.folder, bar.write)
         training_log.forget_after(job.step)
         training_log.line(opening(job, args))
-        state = start(job.run, job.checkpoint, job.step)
+        state, probe = start(job.run, job.checkpoint, job.step), build_probe(job.run, job.probed)
         observer = Observer(on_step=lambda step, loss: _advance(bar, step, loss), on_epoch=Pictures(job),
                             should_stop=lambda: bool(stop))  # fmt: skip
-        finished = train(job.run, state, job.folder, training_log, observer)
+        finished = train(job.run, state, job.folder, training_log, observer, probe)
     if finished:
         print(f"Finished after {state.step} steps: {checkpoint_path(job.folder, 'final')}")
+        print_best(job.folder)
         return 0
     why = f"Stopped by {signal.Signals(stop.signal).name}" if stop.signal else f"Stopped after {args.max_minutes:g} minutes"
     print(f"{why} at step {state.step} of {plan.steps}, saved to {checkpoint_path(job.folder, 'latest')}. "
@@ -189,13 +199,24 @@ def pretrain(job: Job, stop: StopRequest, args: Namespace) -> int:
     return stop.exit_code
 
 
+def print_best(folder: Path) -> None:
+    """What the best checkpoint can do, if there is one."""
+    path = checkpoint_path(folder, "best")
+    if path.exists():
+        best = read_info(path)
+        print(f"Best by the probe: {path.name} of step {best.step}, {best.probe_recall:.1%} of the tokens found within one "
+              f"token, median error {best.probe_error_mm:.1f} mm.")  # fmt: skip
+
+
 def opening(job: Job, args: Namespace) -> str:
     """The first line of the log."""
     plan = job.run.configuration.pretraining
     origin = f"Going on from {job.checkpoint} (step {job.step})" if job.checkpoint else "Starting"
     said = f"; with {', '.join(args.overrides)}" if args.overrides else ""
+    kept = "held out for the probe" if set(job.probed).isdisjoint(job.run.case_names) else "trained on and probed"
     return (f"{origin}: {job.run.dataset_name} {job.run.configuration_name}, {len(job.run.case_names)} cases on "
-            f"{job.run.device}, {plan.steps} steps of {plan.batch_size} crops, seed {job.run.seed}{said}. A student that knows "
+            f"{job.run.device}, {plan.steps} steps of {plan.batch_size} crops, seed {job.run.seed}{said}; {kept}: "
+            f"{', '.join(job.probed)}. A student that knows "
             f"nothing has the loss ln K = {math.log(plan.prototypes):.3f}.")  # fmt: skip
 
 
@@ -204,21 +225,21 @@ class Pictures:
 
     def __init__(self, job: Job):
         self.job = job
-        self.image: Image = read_case(job.run.cases_folder, job.shown_case)[0]
+        self.image: Image = read_case(job.run.cases_folder, job.probed[0])[0]
         self.drawn = -math.inf
 
     def __call__(self, state: TrainingState, training_log: TrainingLog) -> None:
         """Called at every epoch."""
         last = state.step == self.job.run.configuration.pretraining.steps
-        if not training_log.rows or time.monotonic() - self.drawn < PICTURE_SECONDS and not last:
+        if training_log.trained is None or time.monotonic() - self.drawn < PICTURE_SECONDS and not last:
             return
         run, folder = self.job.run, self.job.folder
         title = f"{run.dataset_name} {run.configuration_name}"
-        progress_figure(folder / "progress.png", training_log.rows, training_log.rows[-1]["log_prototypes"], title)
+        progress_figure(folder / "progress.png", training_log.rows, training_log.trained["log_prototypes"], title)
         plan, encoder = run.configuration.features, state.pair.teacher.encoder
         tokens = encode(self.image, encoder, window_size=plan.window_size, window_overlap=plan.window_overlap,
                         token_shifts=(1, 1, 1), device=run.device)  # fmt: skip
-        feature_figure(folder / "pca_latest.png", self.image, tokens, (self.job.shown_case,), f"{title}, step {state.step}")
+        feature_figure(folder / "pca_latest.png", self.image, tokens, (self.job.probed[0],), f"{title}, step {state.step}")
         self.drawn = time.monotonic()
 
 

@@ -20,14 +20,17 @@ CHECKERS = 8
 COLOURS = ("#e6194b", "#3cb44b", "#ffe119", "#4c8dff", "#f58231", "#46f0f0", "#f032e6", "#bcf60c", "#fabebe", "#9a6324")
 PANELS = (  # title, and what the names of its curves contain
     ("losses", ("loss",)),
+    ("probe: share found within one token, error in mm (right)", ("probe_",)),
     ("learning rate", ("learning_rate",)),
     ("teacher temperature, momentum (right)", ("temperature", "momentum")),
     ("token spread", ("spread",)),
     ("effective rank", ("rank",)),
+    ("teacher entropy, gradient norm (right)", ("entropy", "gradient_norm")),
     ("samples per second", ("samples_per_second",)),
 )
-RIGHT = "momentum"  # curves on the right axis
-LONG_NAMES = ("loss_", "_loss", "teacher_", "spread_", "_spread")
+LN_K = ("losses", "teacher entropy, gradient norm (right)")  # panels where it is drawn
+RIGHT = ("momentum", "error_mm", "gradient_norm")  # curves on the right axis
+LONG_NAMES = ("loss_", "_loss", "teacher_", "spread_", "_spread", "probe_")
 
 
 def registration_figure(path: str | Path, fixed: Image, moving: Image, warped: Image, field: DisplacementField, title: str,
@@ -93,19 +96,20 @@ def feature_figure(path: str | Path, images: Image | Sequence[Image], features: 
 
 
 def progress_figure(path: str | Path, rows: Sequence[Mapping[str, float]], ln_k: float, title: str = "") -> None:
-    """Six panels over the training steps.
+    """Eight panels over the training steps.
 
-    rows: the log, oldest first; each names its "step" and numbers by name: those with "loss", "learning_rate",
-    "temperature", "momentum", "spread", "rank" and "samples_per_second" in their name are drawn. ln_k: the loss of a student
+    rows: the log, oldest first; each names its "step" and numbers by name: those with "loss", "probe_", "learning_rate",
+    "temperature", "momentum", "spread", "rank", "entropy", "gradient_norm" and "samples_per_second" in their name are drawn.
+    ln_k: the loss of a student
     that knows nothing, the logarithm of the number of prototypes.
     """
-    figure = planes.new_figure(13, 6.4)
+    figure = planes.new_figure(17, 6.4)
     figure.set_layout_engine("constrained")
     if title:
         figure.suptitle(title, fontsize=11, parse_math=False)
-    for axes, (name, parts) in zip(figure.subplots(2, 3).flat, PANELS):
+    for axes, (name, parts) in zip(figure.subplots(2, 4).flat, PANELS):
         _draw_panel(axes, rows, parts)
-        if name == "losses":
+        if name in LN_K:
             axes.axhline(ln_k, color="#888888", linestyle="--", linewidth=1, label=f"ln K = {ln_k:.2f}")
         handles, labels = axes.get_legend_handles_labels()
         if len(labels) > 1:
@@ -113,7 +117,7 @@ def progress_figure(path: str | Path, rows: Sequence[Mapping[str, float]], ln_k:
         axes.set_title(name, fontsize=10)
         axes.grid(alpha=0.25)
         axes.tick_params(labelsize=8)
-    for axes in figure.axes[3:6]:
+    for axes in figure.axes[4:8]:
         axes.set_xlabel("step", fontsize=9)
     planes.save(figure, path)
 
@@ -214,15 +218,17 @@ def _draw_features(figure, image: Image, colours: Image, top: float, height: flo
 
 def _draw_panel(axes, rows: Sequence[Mapping[str, float]], parts: Sequence[str]) -> None:
     """All curves whose names contain one of `parts`; a value of a row may be missing."""
-    names = dict.fromkeys(name for row in rows for name in row if any(part in name for part in parts))
-    right = axes.twinx() if any(RIGHT in name for name in names) else None
+    names = dict.fromkeys(name for row in rows for name, value in row.items()
+                          if value is not None and any(part in name for part in parts))  # fmt: skip
+    rights = [name for name in names if any(part in name for part in RIGHT)]
+    right = axes.twinx() if rights else None
     for i, name in enumerate(names):
         known = [(row["step"], row[name]) for row in rows if row.get(name) is not None]
-        target = right if RIGHT in name else axes
+        target = right if name in rights else axes
         label = name
         for part in LONG_NAMES:
             label = label.replace(part, "")
-        marker = "o" if len(known) == 1 else None
+        marker = "o" if len(known) == 1 or name.startswith("probe_") else None
         target.plot(*zip(*known), color=f"C{i}", linewidth=1.3, marker=marker, markersize=4, label=label)
     if right is not None:
         right.tick_params(labelsize=8)

@@ -45,6 +45,8 @@ def bytes_per_crop(network: NetworkPlan, crop_size, loss_tokens: int, prototypes
 def training_bytes(network: NetworkPlan, pretraining: PretrainingPlan, precision: str) -> float:
     """Peak of pretraining: weights, their optimiser states, and the activations of a batch."""
     weights = (encoder_parameters(network) + head_parameters(network, pretraining)) * WEIGHT_BYTES
+    if pretraining.gram_weight > 0:
+        weights += 4 * encoder_parameters(network)  # the teacher as it was
     crop = bytes_per_crop(network, pretraining.crop_size, pretraining.loss_tokens, pretraining.prototypes, precision)
     return weights + pretraining.batch_size * crop + 0.5 * GB  # 0.5: the CUDA context and workspaces
 

@@ -37,6 +37,7 @@ def with_steps(plan: PretrainingPlan, steps: int) -> PretrainingPlan:
         steps_per_epoch=min(plan.steps_per_epoch, max(1, steps // 4)),
         warmup_steps=max(1, round(plan.warmup_steps * share)),
         teacher_temperature_steps=max(1, round(plan.teacher_temperature_steps * share)),
+        gram_start_step=round(plan.gram_start_step * share),
     )
 
 

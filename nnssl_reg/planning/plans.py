@@ -78,6 +78,8 @@ class PretrainingPlan:
     intensity_strength: float  # 0 switches intensity changes off, 1 is the published strength
     foreground_share: float  # share of crops centred on a foreground voxel
     workers: int
+    gram_weight: float = 0.0  # of the Gram loss; 0: none
+    gram_start_step: int = 0  # from here on tokens are held to the similarities that they have now
 
 
 @dataclass(frozen=True)

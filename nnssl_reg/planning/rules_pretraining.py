@@ -8,6 +8,7 @@ from nnssl_reg.planning.memory import LARGE_GPU_GB
 PASSES = {"small": 25, "large": 300}  # times that all the data's volume is seen, planned for a CPU, for a GPU
 STEPS = {"small": (1_000, 10_000), "large": (10_000, 150_000)}  # 150,000 is the published method's
 
+LONG_RUN = 50_000  # steps beyond which dense features decayed in DINOv3's runs without Gram anchoring
 SHORT_RUN = 10_000  # steps up to which a run needs a faster teacher and sharper targets than the published 150,000
 
 
@@ -68,6 +69,17 @@ def teacher_temperature_choices(steps: int) -> dict[str, Choice]:
     return {
         "teacher_temperature": Choice(0.04, "start: sharp targets"),
         "final_teacher_temperature": Choice(0.07, "as in DINO"),
+    }
+
+
+def gram_choices(steps: int) -> dict[str, Choice]:
+    """Whether late tokens are held to the similarities of earlier ones."""
+    if steps <= LONG_RUN:
+        why = f"off: dense features decay in runs far longer than {steps} steps (DINOv3)"
+        return {"gram_weight": Choice(0.0, why), "gram_start_step": Choice(0, "unused, as gram_weight is 0")}
+    return {
+        "gram_weight": Choice(2.0, "as in DINOv3: in long runs dense features decay while the class loss still falls"),
+        "gram_start_step": Choice(2 * steps // 3, "after two thirds of the run: dense features are learned by then"),
     }
 
 

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from nnssl_reg.architectures.primus_encoder import PrimusEncoder, build_encoder
 from nnssl_reg.imageio.json_files import atomic_path, from_dict, read_dataclass, read_json, write_json
 from nnssl_reg.planning.plans import Configuration, NetworkPlan, Plans, PretrainingPlan
+from nnssl_reg.pretraining.recovery import Recovery
 from nnssl_reg.pretraining.student_teacher import StudentTeacher
 
 FORMAT = 1
@@ -26,7 +27,8 @@ logger = logging.getLogger("nnssl_reg")
 class CheckpointInfo:
     """What a checkpoint is of. It stands in the safetensors file itself, and in a json beside it for people.
 
-    step: optimiser steps done; seed: of the run; network, pretraining: the plan it was trained with.
+    step: optimiser steps done; seed: of the run; network, pretraining: the plan it was trained with, before any recovery made
+    it gentler; light: of the last row of the log; probe_recall, probe_error_mm: of the best one, null in others.
     """
 
     step: int
@@ -36,21 +38,28 @@ class CheckpointInfo:
     network: NetworkPlan
     pretraining: PretrainingPlan
     versions: dict[str, str]
+    light: str = "green"
+    recoveries: tuple[Recovery, ...] = ()
+    probe_recall: float | None = None
+    probe_error_mm: float | None = None
     format: int = FORMAT
 
 
 def checkpoint_path(folder: str | Path, name: str) -> Path:
-    """name: latest, previous, final (or best)."""
+    """name: latest, previous, final or best."""
     return Path(folder) / f"checkpoint_{name}.safetensors"
 
 
 def save_checkpoint(folder: str | Path, name: str, info: CheckpointInfo, pair: StudentTeacher,
-                    optimizer: torch.optim.Optimizer) -> Path:  # fmt: skip
-    """Write checkpoint_<name>; with "latest" the one before becomes "previous". A kill at any moment leaves one usable."""
+                    optimizer: torch.optim.Optimizer, keep_previous: bool = True) -> Path:  # fmt: skip
+    """Write checkpoint_<name>. A kill at any moment leaves one usable.
+
+    keep_previous: with "latest", the one before becomes "previous"; else it is overwritten.
+    """
     path, previous = checkpoint_path(folder, name), checkpoint_path(folder, "previous")
     with atomic_path(path) as temporary:
         save_file(_tensors(pair, optimizer), temporary, metadata={"checkpoint": json.dumps(asdict(info))})
-        if name == "latest" and path.exists():
+        if name == "latest" and keep_previous and path.exists():
             os.replace(path, previous)
             if path.with_suffix(".json").exists():
                 os.replace(path.with_suffix(".json"), previous.with_suffix(".json"))
@@ -59,26 +68,41 @@ def save_checkpoint(folder: str | Path, name: str, info: CheckpointInfo, pair: S
 
 
 def newest_checkpoint(folder: str | Path) -> tuple[Path, CheckpointInfo] | None:
-    """The readable checkpoint with most steps, or None if there is no checkpoint at all; damaged ones are warned of.
+    """The readable checkpoint to go on from, or None if there is no checkpoint at all; damaged ones are warned of.
 
-    Raises ValueError if there are checkpoints but none can be read.
+    It is the one with most steps; after a recovery, steps done before it do not count. The best one serves only where no
+    other is left. Raises ValueError if there are checkpoints but none can be read.
     """
+    found, problems = readable_checkpoints(folder)
+    if problems and not found:
+        raise ValueError(" ".join(problems) + " No other checkpoint is left; move the folder away and train anew.")
+    if not found:
+        return None
+    best = checkpoint_path(folder, "best")
+    newest = max(found, key=lambda item: (item[0] != best, len(item[1].recoveries), item[1].step))
+    for problem in problems:
+        logger.warning("%s Going on from %s (step %d) instead.", problem, newest[0].name, newest[1].step)
+    return newest
+
+
+def readable_checkpoints(folder: str | Path) -> tuple[list[tuple[Path, CheckpointInfo]], list[str]]:
+    """All checkpoints of a folder that can be read, and what is wrong with the others."""
     found, problems = [], []
-    for name in ("final", "latest", "previous"):
+    for name in ("final", "latest", "previous", "best"):
         path = checkpoint_path(folder, name)
         try:
             if path.exists():
                 found.append((path, read_info(path)))
         except ValueError as error:
             problems.append(str(error))
-    if problems and not found:
-        raise ValueError(" ".join(problems) + " No other checkpoint is left; move the folder away and train anew.")
-    if not found:
-        return None
-    best = max(found, key=lambda item: item[1].step)
-    for problem in problems:
-        logger.warning("%s Going on from %s (step %d) instead.", problem, best[0].name, best[1].step)
-    return best
+    return found, problems
+
+
+def good_checkpoints(folder: str | Path) -> list[tuple[Path, CheckpointInfo]]:
+    """Those that a broken run can go back to, best choice first: saved at green before yellow, later ones before earlier."""
+    found, _ = readable_checkpoints(folder)
+    good = [item for item in found if item[1].light != "red"]
+    return sorted(good, key=lambda item: (item[1].light == "green", item[1].step), reverse=True)
 
 
 def read_info(path: str | Path) -> CheckpointInfo:
@@ -115,7 +139,7 @@ def load_encoder(folder: str | Path, device: torch.device | str,
                  checkpoint: str | None = None) -> tuple[Configuration, PrimusEncoder]:  # fmt: skip
     """The teacher's encoder of a training output folder, ready for inference, and the configuration it was trained with.
 
-    checkpoint: final, best, latest or previous; None: the first of final, latest and previous that can be read.
+    checkpoint: final, best, latest or previous; None: the first of final, latest, previous and best that can be read.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -161,7 +185,7 @@ def _chosen(folder: Path, checkpoint: str | None) -> Path:
                 f"{folder} has no checkpoint_{checkpoint}.safetensors; there is {', '.join(there) or 'none'}."
             )
         return checkpoint_path(folder, checkpoint)
-    for name in ("final", "latest", "previous"):
+    for name in ("final", "latest", "previous", "best"):
         if name not in there:
             continue
         try:

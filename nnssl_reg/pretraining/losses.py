@@ -30,6 +30,15 @@ def koleo(tokens: torch.Tensor) -> torch.Tensor:
     return -torch.log(n * distance + 1e-8).mean()
 
 
+def gram(tokens: torch.Tensor, anchors: torch.Tensor) -> torch.Tensor:
+    """Mean squared difference of both sets' cosines between their own tokens, (B, n, D) each (DINOv3, Simeoni et al. 2025).
+
+    0 where every two tokens are as similar as their anchors are, wherever they point.
+    """
+    ours, theirs = (F.normalize(t.float(), dim=-1, eps=1e-8) for t in (tokens, anchors))
+    return (ours @ ours.transpose(1, 2) - theirs @ theirs.transpose(1, 2)).square().mean()
+
+
 @torch.no_grad()
 def sinkhorn(logits: torch.Tensor, temperature: float, iterations: int = 3) -> torch.Tensor:
     """Teacher probabilities (M, K) from cosines (M, K) by Sinkhorn-Knopp: rows sum to 1, all prototypes get about M / K.

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import torch
 
 from nnssl_reg.pretraining.crop_loader import close_loader, open_loader
-from nnssl_reg.pretraining.trainer import Run, next_windows, start, train_step
+from nnssl_reg.pretraining.trainer import next_windows, train_step
+from nnssl_reg.pretraining.training_state import Run, start
 
 
 @dataclass(frozen=True)

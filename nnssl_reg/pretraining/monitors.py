@@ -1,7 +1,67 @@
-"""Numbers that tell whether the features are alive: pure functions of tokens and probabilities."""
+"""Numbers that tell whether the features are alive, and the traffic light they make."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+
+LIGHTS = ("green", "yellow", "red")
+TRUSTED_FROM = 500  # steps at most: in a warm-up, a fresh network's tokens may be alike without harm
+
+
+@dataclass(frozen=True)
+class Limit:
+    """Bounds of a monitor, and what it means to be beyond them. low: yellow and red below, high: yellow and red above."""
+
+    name: str
+    meaning: str
+    low: tuple[float, float] = (-math.inf, -math.inf)
+    high: tuple[float, float] = (math.inf, math.inf)
+
+
+# Healthy runs stayed far from the yellow bounds (rank 40 to 80, spreads 0.2 to 0.9, entropy below 0.9 ln K); red is collapse.
+LIMITS = (
+    Limit("effective_rank", "patch tokens lie along few directions", low=(4.0, 2.0)),
+    Limit("spread_within", "all tokens of an image are alike", low=(0.05, 0.01)),
+    Limit("spread_between", "all images have the same class token", low=(0.03, 1e-4)),
+    Limit("prototypes_used", "all tokens choose the same prototypes", low=(4.0, 1.5)),
+    Limit("entropy_share", "the teacher is undecided, its entropy is that of guessing", high=(0.98, 0.999)),
+    Limit("centre_norm", "all class tokens lean towards the same prototypes", high=(0.5, 0.95)),
+    Limit("clipped", "gradients are far longer than gradient_clip", high=(20.0, math.inf)),
+    Limit("gradient_norm", "there is nothing left to learn from", low=(1e-4, 0.0)),
+)
+
+
+@dataclass(frozen=True)
+class Health:
+    """light: green, yellow (look at it) or red (collapsed); reasons: what is beyond its bounds."""
+
+    light: str
+    reasons: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return self.light + (f" ({'; '.join(self.reasons)})" if self.reasons else "")
+
+
+def health(row: Mapping[str, float], gradient_clip: float, warmup_steps: int) -> Health:
+    """The traffic light of a row of the log; what the row does not know is not judged. In the warm-up, red is yellow."""
+    values = dict(row)
+    values["entropy_share"] = row["teacher_entropy"] / max(row["log_prototypes"], 1e-12)
+    values["clipped"] = row["gradient_norm"] / gradient_clip
+    worst, reasons = 0, []
+    for limit in LIMITS:
+        value = values.get(limit.name)
+        if value is None or not math.isfinite(value):
+            continue
+        level = max(sum(value < bound for bound in limit.low), sum(value > bound for bound in limit.high))
+        if level:
+            worst = max(worst, level)
+            reasons.append(f"{limit.meaning}: {limit.name} {value:.2g}")
+    if row["step"] <= min(warmup_steps, TRUSTED_FROM):
+        worst = min(worst, 1)
+    return Health(LIGHTS[worst], tuple(reasons))
 
 
 @torch.no_grad()

@@ -30,6 +30,8 @@ def require_trainable(configuration: Configuration) -> None:
     ):
         require(vars(plan)[name] >= 1, name, "at least 1")
     require(plan.prototypes >= 2, "prototypes", "at least 2")
+    for name in ("gram_weight", "gram_start_step"):
+        require(vars(plan)[name] >= 0, name, "0 or more")
     require(plan.workers >= 0, "workers", "0 (read in the training process) or more")
     require(plan.centering in CENTERINGS, "centering", " or ".join(CENTERINGS))
     for name in ("mask_ratio", "zoom"):

@@ -14,6 +14,7 @@ class StepSettings:
     weight_decay: float
     teacher_momentum: float
     teacher_temperature: float
+    gram_weight: float
 
 
 def cosine(start: float, end: float, step: int, steps: int) -> float:
@@ -44,4 +45,5 @@ def settings_at(step: int, plan: PretrainingPlan) -> StepSettings:
         teacher_temperature=linear(
             plan.teacher_temperature, plan.final_teacher_temperature, step, plan.teacher_temperature_steps
         ),
+        gram_weight=plan.gram_weight if step >= plan.gram_start_step else 0.0,
     )

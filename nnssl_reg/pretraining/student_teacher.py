@@ -10,7 +10,7 @@ from torch import nn
 from nnssl_reg.architectures.primus_encoder import Tokens, build_encoder
 from nnssl_reg.architectures.projection_head import ProjectionHead
 from nnssl_reg.planning.plans import NetworkPlan, PretrainingPlan
-from nnssl_reg.pretraining.losses import centred, cross_entropy, koleo, moved_centre, sinkhorn
+from nnssl_reg.pretraining.losses import centred, cross_entropy, gram, koleo, moved_centre, sinkhorn
 from nnssl_reg.pretraining.masking import choose_tokens
 from nnssl_reg.pretraining.schedules import StepSettings
 from nnssl_reg.pretraining.views import Views
@@ -36,11 +36,12 @@ class Targets:
 
 @dataclass(frozen=True)
 class Outputs:
-    """The student's cosines with the prototypes, as Targets, and its unmasked samples' class tokens (U, D)."""
+    """The student's cosines with the prototypes, as Targets, and its unmasked samples' tokens, (U, D) and (U, N, D)."""
 
     class_tokens: torch.Tensor
     patch_tokens: torch.Tensor
     class_features: torch.Tensor
+    patch_features: torch.Tensor
 
 
 class Network(nn.Module):
@@ -62,6 +63,9 @@ class StudentTeacher(nn.Module):
         self.plan = plan
         self.student = Network(network, plan, generator)
         self.teacher = copy.deepcopy(self.student).requires_grad_(False).eval()
+        if plan.gram_weight > 0:
+            self.anchor_encoder = copy.deepcopy(self.teacher.encoder)
+            self.register_buffer("anchored", torch.zeros((), dtype=torch.bool))
         self.register_buffer("class_centre", torch.zeros(plan.prototypes))
         self.register_buffer("patch_centre", torch.zeros(plan.prototypes))
 
@@ -72,7 +76,11 @@ class StudentTeacher(nn.Module):
         chosen = self.choose(views.mask, generator)
         targets = self.teacher_targets(views, chosen, settings.teacher_temperature)
         outputs = self.student_outputs(views, chosen)
-        return self.compare(targets, outputs, chosen), targets
+        terms = self.compare(targets, outputs, chosen)
+        if settings.gram_weight > 0:
+            terms["gram_loss"] = self.gram_loss(views, outputs.patch_features, generator)
+            terms["total"] = terms["total"] + settings.gram_weight * terms["gram_loss"]
+        return terms, targets
 
     def choose(self, mask: torch.Tensor, generator: torch.Generator) -> ChosenTokens:
         """Masked tokens, and visible ones of all samples, at most plan.loss_tokens of each per sample."""
@@ -103,7 +111,19 @@ class StudentTeacher(nn.Module):
         whole = ~views.mask.flatten(1).any(dim=1)
         features = tokens.class_token[whole]  # (U, D)
         patches = tokens.patch_tokens.flatten(0, 1)[chosen.index]  # (M + V, D)
-        return Outputs(self.student.class_head(features), self.student.patch_head(patches), features)
+        return Outputs(
+            self.student.class_head(features), self.student.patch_head(patches), features, tokens.patch_tokens[whole]
+        )
+
+    def gram_loss(self, views: Views, tokens: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """How far the similarities among some patch tokens of the unmasked samples are from those that the anchor sees."""
+        whole = ~views.mask.flatten(1).any(dim=1)
+        if not whole.any():
+            return tokens.new_zeros(())
+        with torch.no_grad():
+            anchors = self.anchor_encoder(views.teacher[whole]).patch_tokens
+        some = torch.randperm(tokens.shape[1], generator=generator, device=tokens.device)[: self.plan.loss_tokens]
+        return gram(tokens[:, some], anchors[:, some])
 
     def compare(self, targets: Targets, outputs: Outputs, chosen: ChosenTokens) -> dict[str, torch.Tensor]:
         """The loss terms by name and their weighted sum, "total"."""
@@ -121,6 +141,13 @@ class StudentTeacher(nn.Module):
         weights = {"class_loss": plan.class_weight, "masked_loss": plan.patch_weight, "visible_loss": plan.visible_weight,
                    "koleo": plan.koleo_weight}  # fmt: skip
         return {**terms, "total": sum(weights[name] * term for name, term in terms.items())}
+
+    @torch.no_grad()
+    def anchor(self) -> None:
+        """The first time: from now on the Gram loss holds to the teacher as it is."""
+        if not self.anchored:
+            self.anchor_encoder.load_state_dict(self.teacher.encoder.state_dict())
+            self.anchored.fill_(True)
 
     @torch.no_grad()
     def update_teacher(self, momentum: float) -> None:

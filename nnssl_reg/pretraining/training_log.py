@@ -9,7 +9,7 @@ from pathlib import Path
 from nnssl_reg.planning.plans import PretrainingPlan
 from nnssl_reg.pretraining import monitors
 from nnssl_reg.pretraining.schedules import settings_at
-from nnssl_reg.pretraining.student_teacher import Targets
+from nnssl_reg.pretraining.student_teacher import StudentTeacher, Targets
 
 TOKENS_WATCHED = 1024  # for the effective rank, whose cost grows with them
 
@@ -29,6 +29,11 @@ class TrainingLog:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}\n")
         self.echo(text)
 
+    @property
+    def trained(self) -> dict[str, float | None] | None:
+        """The last row that tells of training steps, not of the probe alone."""
+        return next((row for row in reversed(self.rows) if "total" in row), None)
+
     def row(self, values: dict[str, float]) -> None:
         """One row of numbers; "step" counts the steps done."""
         self.rows.append(values)
@@ -41,8 +46,9 @@ class TrainingLog:
         self.table.write_text("".join(json.dumps(row) + "\n" for row in self.rows), encoding="utf-8")
 
 
-def row_of(step: int, means: dict[str, float], targets: Targets, plan: PretrainingPlan) -> dict[str, float]:
+def row_of(step: int, means: dict[str, float], targets: Targets, pair: StudentTeacher) -> dict[str, float | None]:
     """A row after `step` steps: the means since the last row, the last step's settings, and whether the features are alive."""
+    plan = pair.plan
     settings = settings_at(step - 1, plan)
     patches = targets.tokens.patch_tokens.float()  # (B, N, D)
     every = max(1, patches.shape[0] * patches.shape[1] // TOKENS_WATCHED)
@@ -55,20 +61,22 @@ def row_of(step: int, means: dict[str, float], targets: Targets, plan: Pretraini
         "prototypes_used": math.exp(monitors.entropy(targets.patch_tokens.mean(dim=0, keepdim=True))),
         "effective_rank": monitors.effective_rank(patches.flatten(0, 1)[::every].cpu()),
         "spread_within": monitors.spread_within(patches),
-        "spread_between": monitors.spread_between(targets.tokens.class_token),
+        "spread_between": monitors.spread_between(targets.tokens.class_token) if plan.batch_size > 1 else None,
+        "centre_norm": float(pair.class_centre.square().mean().sqrt()),
         "samples_per_second": plan.batch_size / means["seconds_per_step"],
     }
 
 
-def describe(row: dict[str, float], plan: PretrainingPlan) -> str:
+def describe(row: dict[str, float | None], plan: PretrainingPlan) -> str:
     """A row as a line for people."""
     waiting = row["seconds_waiting"] / row["seconds_per_step"]
+    between = "" if row["spread_between"] is None else f", {row['spread_between']:.2f} between images"
     return (
         f"step {row['step']} of {plan.steps}: loss class {row['class_loss']:.3f}, masked {row['masked_loss']:.3f}, visible "
         f"{row['visible_loss']:.3f} (ln K {row['log_prototypes']:.3f}); effective rank {row['effective_rank']:.1f}; spread "
-        f"{row['spread_within']:.2f} within, {row['spread_between']:.2f} between images; teacher entropy "
-        f"{row['teacher_entropy']:.2f}; gradient {row['gradient_norm']:.2f}; rate {row['learning_rate']:.2g}; "
-        f"{row['samples_per_second']:.2f} crops/s, {waiting:.0%} of the time waiting for data"
+        f"{row['spread_within']:.2f} within{between}; teacher entropy {row['teacher_entropy']:.2f}; gradient "
+        f"{row['gradient_norm']:.2f}; rate {row['learning_rate']:.2g}; {row['samples_per_second']:.2f} crops/s, "
+        f"{waiting:.0%} of the time waiting for data"
     )
 
 

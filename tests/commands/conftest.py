@@ -60,3 +60,9 @@ def without_packaged_models(tmp_path_factory):
 def model_folder():
     """model_folder(results, dataset, plans, configuration, channels) -> the folder of a tiny model with random weights."""
     return _model_folder
+
+
+@pytest.fixture
+def filled_section():
+    """filled_section(PretrainingPlan, prototypes=8, ...): a section with these values, 1 for all others."""
+    return lambda section, **values: filled(section, values)

@@ -92,6 +92,28 @@ def test_a_run_leaves_a_folder_that_suffices_to_use_it(folders, capsys):
     assert configuration == CONFIGURATION and encoder.patch_size == (4, 4, 4)
     said = capsys.readouterr()
     assert "Finished after 4 steps" in said.out and "8 cases" in said.err + said.out  # one of nine is held out
+    assert "held out for the probe: Case_" in said.err + said.out
+
+
+def test_the_best_checkpoint_by_the_probe_is_kept_and_said(folders, capsys):
+    assert train("999") == 0
+    best = read_info(checkpoint_path(output(folders), "best"))
+    said = capsys.readouterr().out
+    assert best.step == 4 and f"checkpoint_best.safetensors of step 4, {best.probe_recall:.1%}" in said
+    rows = [json.loads(line) for line in (output(folders) / "training_log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "probe_recall" in row] == [0, 4]
+    assert rows[-1]["probe_recall"] == best.probe_recall
+    load_encoder(output(folders), "cpu", "best")
+
+
+def test_epochs_say_how_long_a_run_is_and_extend_a_finished_one(folders, capsys):
+    assert train("999", "-epochs", "1") == 0
+    assert read_info(checkpoint_path(output(folders), "final")).step == 2
+    assert train("999", "--continue", "--epochs", "3") == 0
+    info = read_info(checkpoint_path(output(folders), "final"))
+    assert (info.step, info.pretraining.warmup_steps) == (6, 1)  # the first epoch's schedule stays
+    assert train("999", "--continue", "--epochs", "0") == 1
+    assert "-epochs 0" in capsys.readouterr().err
 
 
 def test_data_set_and_configuration_are_given_by_position_or_by_flag(folders, capsys):
@@ -126,9 +148,9 @@ def test_continuing_without_an_earlier_run_begins_one(folders):
 
 
 def test_schedules_follow_a_changed_number_of_steps_unless_set_themselves(folders):
-    changed = train_dino.configured(CONFIGURATION, ["pretraining.steps=40"], None).pretraining
+    changed = train_dino.configured(CONFIGURATION, ["pretraining.steps=40"], False).pretraining
     assert (changed.steps, changed.warmup_steps, changed.teacher_temperature_steps) == (40, 20, 20)
-    changed = train_dino.configured(CONFIGURATION, ["pretraining.steps=40", "pretraining.warmup_steps=3"], None).pretraining
+    changed = train_dino.configured(CONFIGURATION, ["pretraining.steps=40", "pretraining.warmup_steps=3"], False).pretraining
     assert (changed.steps, changed.warmup_steps, changed.teacher_temperature_steps) == (40, 3, 20)
 
 
@@ -143,7 +165,7 @@ def test_steps_can_be_fitted_to_the_minutes_there_are(folders, capsys):
     assert train("999", "-fit_minutes", "0.02") == 0
     fitted = load_encoder(output(folders), "cpu")[0].pretraining
     assert f"{fitted.steps} steps fit into 0.02 minutes" in capsys.readouterr().out
-    assert fitted.steps >= 10 and fitted.warmup_steps == fitted.steps // 2
+    assert fitted.steps >= 10 and fitted.warmup_steps == round(fitted.steps / 2)
 
 
 def test_the_time_limit_saves_and_says_how_to_go_on(folders, capsys):

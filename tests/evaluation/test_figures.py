@@ -145,4 +145,4 @@ def log_row(step: int) -> dict[str, float]:
 @pytest.mark.filterwarnings("error")
 def test_progress_is_drawn_from_the_first_line_of_the_log_on(tmp_path, rows):
     figures.progress_figure(tmp_path / "progress.png", rows, ln_k=6.93, title="run")
-    assert matplotlib.image.imread(tmp_path / "progress.png").shape[:2] == (704, 1430)
+    assert matplotlib.image.imread(tmp_path / "progress.png").shape[:2] == (704, 1870)

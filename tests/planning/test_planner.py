@@ -163,6 +163,12 @@ def test_ct_is_normalised_by_the_data_sets_percentiles_and_mr_by_each_image():
     assert fullres(with_air).image.channels["0"].foreground_above == -500
 
 
+def test_gram_anchoring_is_for_long_runs_and_begins_when_features_are_learned():
+    assert fullres(ABDOMEN_CT, 8).pretraining.gram_weight == 0
+    many = fullres(fingerprint(*[((200, 200, 200), (2.0, 2.0, 2.0))] * 3000), 80).pretraining
+    assert many.steps > 50_000 and many.gram_weight > 0 and many.steps / 2 < many.gram_start_step < many.steps
+
+
 def test_a_single_tiny_case_can_be_planned():
     configuration = fullres(fingerprint(((3, 5, 2), (1.0, 1.0, 1.0))))
     assert min(configuration.pretraining.crop_size) >= 4  # one token, padded in training

@@ -13,7 +13,7 @@ from nnssl_reg.imageio.case_store import CaseProperties, GridRecord, write_case
 from nnssl_reg.planning.fingerprint import case_fingerprint, merge
 from nnssl_reg.planning.planner import plan
 from nnssl_reg.planning.plans import Configuration, PretrainingPlan
-from nnssl_reg.pretraining.trainer import Run
+from nnssl_reg.pretraining.training_state import Run
 
 
 def planned() -> Configuration:

@@ -20,7 +20,7 @@ from nnssl_reg.pretraining.checkpoint import (
     restore,
     save_checkpoint,
 )
-from nnssl_reg.pretraining.trainer import start
+from nnssl_reg.pretraining.training_state import start
 
 
 def save(run, folder: Path, step: int, name: str = "latest"):

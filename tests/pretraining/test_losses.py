@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from nnssl_reg.pretraining.losses import centred, cross_entropy, koleo, moved_centre, sinkhorn
+from nnssl_reg.pretraining.losses import centred, cross_entropy, gram, koleo, moved_centre, sinkhorn
 
 
 def randn(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -102,3 +102,18 @@ def test_sinkhorn_stays_finite_at_the_lowest_temperatures():
 def test_the_centre_is_a_running_mean():
     logits = randn(5, 3)
     torch.testing.assert_close(moved_centre(torch.ones(3), logits, 0.9), 0.9 * torch.ones(3) + 0.1 * logits.mean(dim=0))
+
+
+def test_the_gram_loss_is_that_of_the_published_formula_and_blind_to_a_common_rotation():
+    generator = torch.Generator().manual_seed(0)
+    tokens, anchors = (torch.randn(2, 5, 4, generator=generator) for _ in range(2))
+    total = 0.0
+    for b in range(2):
+        for i in range(5):
+            for j in range(5):
+                ours = torch.cosine_similarity(tokens[b, i], tokens[b, j], dim=0)
+                theirs = torch.cosine_similarity(anchors[b, i], anchors[b, j], dim=0)
+                total += float((ours - theirs) ** 2)
+    assert float(gram(tokens, anchors)) == pytest.approx(total / 50, rel=1e-4)
+    rotation = torch.linalg.qr(torch.randn(4, 4, generator=generator))[0]
+    assert float(gram(3 * tokens @ rotation, tokens)) == pytest.approx(0, abs=1e-10)

@@ -4,7 +4,7 @@ import pytest
 
 from nnssl_reg.pretraining.optimizer import apply_settings, build_optimizer, layer_of
 from nnssl_reg.pretraining.schedules import settings_at
-from nnssl_reg.pretraining.trainer import start
+from nnssl_reg.pretraining.training_state import start
 
 
 def test_layers_count_from_the_patch_embedding_to_the_heads():

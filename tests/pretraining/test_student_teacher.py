@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from nnssl_reg.pretraining.losses import centred, koleo, sinkhorn
+from nnssl_reg.pretraining.losses import centred, gram, koleo, sinkhorn
 from nnssl_reg.pretraining.schedules import settings_at
 from nnssl_reg.pretraining.student_teacher import StudentTeacher
 from nnssl_reg.pretraining.views import Views, draw_masks
@@ -90,3 +90,24 @@ def test_one_crop_alone_trains_without_a_class_loss(configuration, plan):
     losses, targets = pair_of(configuration, plan).losses(one, settings_at(0, plan), generator())
     assert losses["class_loss"].item() == 0 == losses["koleo"].item()
     assert losses["total"].isfinite() and len(targets.class_tokens) == 0
+
+
+def test_gram_anchoring_holds_whole_samples_to_the_teacher_as_it_was(configuration, plan):
+    plan = replace(plan, gram_weight=2.0, gram_start_step=3, loss_tokens=1000)
+    pair, views = pair_of(configuration, plan), views_of(plan)
+    assert "gram_loss" not in pair.losses(views, settings_at(2, plan), generator())[0]
+    pair.anchor()
+    was = pair.teacher.encoder(views.teacher[2:]).patch_tokens
+    with torch.no_grad():
+        for p in pair.teacher.parameters():
+            p.mul_(1.5)
+    pair.anchor()  # only the first time counts
+    found, _ = pair.losses(views, settings_at(3, plan), generator())
+    tokens = pair.student.encoder(views.student, views.mask).patch_tokens[2:]
+    assert float(found["gram_loss"].detach()) == pytest.approx(float(gram(tokens, was).detach()), rel=1e-4)
+    weights = {"class_loss": plan.class_weight, "masked_loss": plan.patch_weight, "visible_loss": plan.visible_weight,
+               "koleo": plan.koleo_weight}  # fmt: skip
+    rest = sum(weight * found[name] for name, weight in weights.items())
+    assert float(found["total"].detach()) == pytest.approx(float((rest + 2 * found["gram_loss"]).detach()), rel=1e-5)
+    found["total"].backward()
+    assert all(p.grad is None for p in pair.anchor_encoder.parameters())

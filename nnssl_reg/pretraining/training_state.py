@@ -1,0 +1,89 @@
+"""A run and its state: what stays, what changes, how it starts and how it is saved."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from nnssl_reg.planning.plans import Configuration, PretrainingPlan
+from nnssl_reg.pretraining.checkpoint import CheckpointInfo, read_info, restore, save_checkpoint, versions
+from nnssl_reg.pretraining.crop_loader import WindowRequest
+from nnssl_reg.pretraining.monitors import Health
+from nnssl_reg.pretraining.optimizer import build_optimizer
+from nnssl_reg.pretraining.probe import ProbeResult
+from nnssl_reg.pretraining.recovery import Recovery, gentler
+from nnssl_reg.pretraining.student_teacher import StudentTeacher
+from nnssl_reg.pretraining.views import window_size
+
+
+@dataclass(frozen=True)
+class Run:
+    """What stays the same during a run. cases: the folder of stored cases and the names of those to train on."""
+
+    configuration: Configuration
+    configuration_name: str
+    dataset_name: str
+    cases_folder: Path
+    case_names: tuple[str, ...]
+    seed: int
+    device: torch.device
+
+    @property
+    def window_request(self) -> WindowRequest:
+        """What the loader reads."""
+        plan, spacing = self.configuration.pretraining, self.configuration.image.spacing_mm
+        return WindowRequest(self.cases_folder, self.case_names, plan.crop_size, window_size(plan, spacing), plan.batch_size,
+                             plan.foreground_share, self.seed)  # fmt: skip
+
+    def info(self, step: int) -> CheckpointInfo:
+        """What a checkpoint after `step` steps says of itself."""
+        return CheckpointInfo(step, self.seed, self.dataset_name, self.configuration_name, self.configuration.network,
+                              self.configuration.pretraining, versions())  # fmt: skip
+
+
+@dataclass
+class TrainingState:
+    """What changes: the networks, the optimiser's moments, the steps done, the last light, the recoveries so far."""
+
+    pair: StudentTeacher
+    optimizer: torch.optim.AdamW
+    step: int = 0
+    health: Health = Health("green")
+    recoveries: tuple[Recovery, ...] = ()
+
+    @property
+    def plan(self) -> PretrainingPlan:
+        """The plan that is trained with: the run's, made gentler by every recovery."""
+        return self.pair.plan
+
+
+def start(
+    run: Run, checkpoint: Path | None = None, step: int = 0, recoveries: tuple[Recovery, ...] | None = None
+) -> TrainingState:
+    """Fresh networks from the seed, or those of a checkpoint after `step` steps. recoveries: None: as the checkpoint says."""
+    if recoveries is None:
+        recoveries = () if checkpoint is None else read_info(checkpoint).recoveries
+    network, plan = run.configuration.network, gentler(run.configuration.pretraining, len(recoveries))
+    generator = torch.Generator().manual_seed(seed_of(run.seed, -1)[0])
+    pair = StudentTeacher(network, plan, generator).to(run.device)
+    state = TrainingState(pair, build_optimizer(pair.student, network.depth, plan.layer_decay), step, recoveries=recoveries)
+    if checkpoint is not None:
+        restore(checkpoint, pair, state.optimizer)
+    return state
+
+
+def save(run: Run, state: TrainingState, folder: Path, name: str, probe: ProbeResult | None = None,
+         keep_previous: bool = True) -> None:  # fmt: skip
+    """Write a checkpoint of the state."""
+    info = replace(run.info(state.step), light=state.health.light, recoveries=state.recoveries)
+    if probe is not None:
+        info = replace(info, probe_recall=probe.recall, probe_error_mm=probe.error_mm)
+    save_checkpoint(folder, name, info, state.pair, state.optimizer, keep_previous)
+
+
+def seed_of(seed: int, step: int, attempt: int = 0) -> tuple[int, int]:
+    """Two seeds of a step, for parameters and for the device; step -1 is the start; attempt: the recoveries before it."""
+    entropy = [seed, step + 1, attempt] if attempt else [seed, step + 1]
+    first, second = np.random.SeedSequence(entropy).generate_state(2, np.uint64)
+    return int(first >> 1), int(second >> 1)  # torch takes 63 bits everywhere
