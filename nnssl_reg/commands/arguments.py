@@ -144,6 +144,8 @@ def _what_to_register(parser: ArgumentParser) -> None:
     source.add_argument("-ml", metavar="LABEL", help="label of the moving image")
     source.add_argument("-fmask", metavar="MASK", help="where the fixed image counts (above 0)")
     source.add_argument("-mmask", metavar="MASK", help="where the moving image counts (above 0)")
+    source.add_argument("--rigid_mask", metavar="MASK",
+                        help="parts of the fixed image that move as rigid bodies (bones, a tumour)")  # fmt: skip
 
 
 def _apply_transform(parser: ArgumentParser) -> None:

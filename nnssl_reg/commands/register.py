@@ -31,6 +31,7 @@ def run(args: Namespace) -> int:
     """Register every pair; a failing pair does not stop the others. Exit code 1 if one failed."""
     _check_numbers(args)
     every = _pairs(args)
+    _check_rigid(every, args)
     pairs = every[: args.limit][args.part_id :: args.num_parts]
     exports = chosen_exports(args, every[: args.limit])
     device = device_called(args.device)
@@ -109,10 +110,16 @@ def _check_numbers(args: Namespace) -> None:
         raise ValueError(f"-num_parts {args.num_parts} -part_id {args.part_id}: of N parts the ids are 0 ... N - 1.")
 
 
+def _check_rigid(pairs: list[Pair], args: Namespace) -> None:
+    rigid = [pair.id for pair in pairs if pair.rigid_mask is not None]
+    if args.diffeomorphic and rigid:
+        raise ValueError(f"--diffeomorphic: a field with rigid regions is no flow; {rigid[0]} has a rigid mask. Leave out one.")
+
+
 def _pairs(args: Namespace) -> list[Pair]:
     """The pairs of -i, or the one of -f and -m."""
     own = {"fixed": args.f, "moving": args.m, "fixed_label": args.fl, "moving_label": args.ml, "fixed_mask": args.fmask,
-           "moving_mask": args.mmask}  # fmt: skip
+           "moving_mask": args.mmask, "rigid_mask": args.rigid_mask}  # fmt: skip
     if args.i is not None:
         if any(v is not None for v in own.values()):
             raise ValueError("Give either -i (a json of pairs) or -f and -m (two files, their labels and masks), not both.")
