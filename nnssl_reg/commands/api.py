@@ -124,6 +124,7 @@ def register(
     overrides: Mapping[str, Any] | None = None,
     regularisation: str | None = None,
     diffeomorphic: bool = False,
+    settings: str | Path | None = None,
 ) -> Registration:
     """Bring `moving` onto `fixed`, with the defaults of nnssl_register. It draws no random numbers.
 
@@ -131,8 +132,8 @@ def register(
     voxels of its image. rigid_mask: regions of the fixed image that move as rigid bodies. features: "mind", "dino",
     "dino+mind"; default: the model's ("dino" for one trained here), else "mind". model: a folder or what load_model gave.
     initial: "auto", "identity", "center", "moments", "affine", or a (4, 4) matrix, fixed world -> moving world, RAS mm.
-    overrides: {"registration.iterations": 40}. regularisation: "weak", "medium", "strong". Raises ValueError or OSError for
-    what cannot be used.
+    overrides: {"registration.iterations": 40}. regularisation: "weak", "medium", "strong". settings: a file of
+    nnssl_tune_registration. Raises ValueError or OSError for what cannot be used.
     """
     on = device_called(device)
     sides = [_side(*given) for given in (("the fixed image", fixed, fixed_mask, fixed_channel),
@@ -143,7 +144,7 @@ def register(
     start = None if initial is None or named else _transform(initial)
     texts = [f"{name}={_text(value)}" for name, value in (overrides or {}).items()]
     setup = make_setup([side.image.grid for side in sides], on, kind=features, model=model, init=named, overrides=texts,
-                       regularisation=regularisation, diffeomorphic=diffeomorphic)  # fmt: skip
+                       regularisation=regularisation, diffeomorphic=diffeomorphic, settings=settings)  # fmt: skip
     pair = ImagePair(*sides)
     if rigid_mask is not None:
         rigid = _mask(rigid_mask, "the rigid mask", pair.fixed.image, "there is no region to keep rigid")
