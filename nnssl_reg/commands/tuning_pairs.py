@@ -89,7 +89,7 @@ def make_synthetic(pairs: Sequence[Pair], folder: Path, seed: int, volume: int |
     images = {path: channel for pair in pairs
               for path, channel in ((pair.fixed, pair.fixed_channel), (pair.moving, pair.moving_channel))}  # fmt: skip
     files = list(images) * -(-SYNTHETIC_PAIRS // len(images))
-    about = {"seed": seed, "images": [[str(path.resolve()), path.stat().st_mtime_ns] for path in files]}
+    about = {"seed": seed, "volume": volume, "images": [[str(path.resolve()), path.stat().st_mtime_ns] for path in files]}
     if not (folder / "about.json").is_file() or read_json(folder / "about.json") != about:
         entries = [_synthetic(number, path, images[path], folder, seed, volume) for number, path in enumerate(files)]
         write_json(folder / "pairs.json", entries)

@@ -65,8 +65,9 @@ def make_known_pair(fixed: Image, rng: np.random.Generator, strength: float = 1.
 
 
 def remapped(values: np.ndarray, body: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Intensities (C, X, Y, Z) through a random curve of the body's percentiles: 0 below, 0.15 to 1 within, in any order."""
-    knots = np.percentile(values[body][:: max(1, body.sum() // 200_000)] if body.any() else values, np.linspace(2, 98, KNOTS))
+    """Intensities (C, X, Y, Z) through a random curve: 0.15 to 1, in any order, at equal steps over the body's; below it 0."""
+    low, high = np.percentile(values[body][:: max(1, body.sum() // 200_000)] if body.any() else values, (2, 98))
+    knots = np.linspace(low, max(high, low + 1e-3 * max(1.0, abs(low))), KNOTS)
     heights = rng.permutation(np.linspace(0.15, 1, KNOTS))
     below = min(float(values.min()), knots[0] - 1e-3 * max(1.0, abs(knots[0])))
     curve = np.interp(values, [below, *knots], [0.0, *heights])

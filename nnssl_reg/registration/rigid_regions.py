@@ -15,7 +15,9 @@ from nnssl_reg.registration.unfolding import folded_cells, unfolded
 LEAST_BAND_MM = 5.0
 LEAST_BAND_VOXELS = 3
 BAND_PER_MM = 3.0  # mm of band per mm that a region's motion differs from the field: the blend then slopes by at most 0.5
-WIDENINGS = 3  # of the bands, each by half, where folds stay
+MOST_BAND_MM = 50.0  # before it is widened
+WIDENINGS = 2  # of the bands, each by half, where folds stay
+FOLD_MARGIN = 12  # voxels around folds that are looked at while they are smoothed away, of which the outer ones stay fixed
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,7 +113,7 @@ def _motions(found: np.ndarray, regions: np.ndarray, grid: Grid, initial: Affine
         moved = initial.apply(points + found[:, inside[:, 0], inside[:, 1], inside[:, 2]].T)
         matrix = nearest_rigid(points, moved, initial.matrix[:3, :3])
         off = np.linalg.norm(AffineTransform(matrix).apply(points) - moved, axis=1)
-        band = max(least, BAND_PER_MM * float(off.max()))
+        band = max(least, min(MOST_BAND_MM, BAND_PER_MM * float(off.max())))
         motions.append(RigidRegion(number, len(inside), matrix, float(np.sqrt(np.mean(off**2))), band))
     return motions
 
@@ -162,9 +164,16 @@ def _without_folds(vectors: torch.Tensor, free: torch.Tensor, grid: Grid) -> tup
     """The field in mm (3, X, Y, Z) with folds smoothed away where it is free, and how many voxels stay folded there."""
     linear = torch.as_tensor(grid.affine[:3, :3].copy(), dtype=torch.float32)
     cells = torch.einsum("ij,jxyz->xyzi", torch.linalg.inv(linear), vectors).contiguous()
-    if not (folded_cells(cells) & free).any():
+    folds = folded_cells(cells) & free
+    if not folds.any():
         return vectors, 0
-    cells = unfolded(cells, kernels_for(cells.device), free)
+    box = ndimage.find_objects(folds.numpy().astype(np.uint8))[0]
+    box = tuple(slice(max(0, part.start - FOLD_MARGIN), part.stop + FOLD_MARGIN) for part in box)
+    inner = torch.zeros_like(free)
+    inner[
+        tuple(slice(part.start + 4 * (part.start > 0), part.stop - 4 * (part.stop < n)) for part, n in zip(box, free.shape))
+    ] = True
+    free = free & inner
+    cells[box] = unfolded(cells[box].contiguous(), kernels_for(cells.device), free[box])
     smoothed = torch.einsum("ij,xyzj->ixyz", linear, cells)
-    folds = int((folded_cells(cells, 0.0) & free).sum())
-    return torch.where(free, smoothed, vectors).contiguous(), folds
+    return torch.where(free, smoothed, vectors).contiguous(), int((folded_cells(cells, 0.0) & free).sum())

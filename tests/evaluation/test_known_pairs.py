@@ -44,7 +44,7 @@ def test_contrasts_turn_around_and_the_background_stays_darkest(grid, body_image
     values = body_image(grid, center_mm=tuple(grid.center_mm)).array
     body = values > 100
     new = remapped(values, body, np.random.default_rng(0))
-    knots = np.percentile(values[body], np.linspace(2, 98, KNOTS))
+    knots = np.linspace(*np.percentile(values[body], (2, 98)), KNOTS)
     heights = [float(np.median(new[np.abs(values - k) < 3])) for k in knots[1:-1]]
     assert np.any(np.diff(heights) < 0) and np.any(np.diff(heights) > 0)
     assert new[values <= np.percentile(values, 1)].max() < 0.15 <= new[body].min() + 1e-3
