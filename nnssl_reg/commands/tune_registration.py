@@ -42,18 +42,18 @@ from nnssl_reg.planning.tuning_search import (
 
 def run(args: Namespace) -> int:
     """Search, judge on the pairs held out, write. Exit code 0, or 128 + the signal that stopped it."""
-    _check_numbers(args)
+    _check_flags(args)
     labels, pairs = label_choice(args), read_pairs(args.i)
     kind = "synthetic" if args.synthetic else measure_of(pairs, args.i, labels)
     device, out = device_called(args.device), _output_folder(args)
     model = choose_model(args, device)
     setup = make_setup(readable_grids(pairs), device, model=model, kind=args.features, init=args.init, overrides=args.overrides)
+    space = _space(setup, args)
     if args.synthetic:
         print(f"Making pairs with known deformations in {out / 'synthetic'}.")
         pairs = make_synthetic(pairs, out / "synthetic", args.seed, args.volume)
     items = tuning_pairs(pairs, kind, setup.store(args.volume), labels)
     tuned_on, held_out = split(items)
-    space = _space(setup, args)
     about = _about(setup, args, kind, items, space)
     book = LogBook(out / "tuning_log.json", about, args.overwrite)
     print(setup.told())
@@ -198,7 +198,9 @@ def _held(tuned_on: Sequence[TuningPair], held_out: Sequence[TuningPair]) -> str
     return f"{len(held_out)} pair{'s are' if len(held_out) != 1 else ' is'} held out{shared}"
 
 
-def _check_numbers(args: Namespace) -> None:
+def _check_flags(args: Namespace) -> None:
+    if args.synthetic and args.labels:
+        raise ValueError("--synthetic looks at no labels; leave out it or -labels.")
     if args.trials < 2:
         raise ValueError(f"-trials {args.trials}: at least 2 are needed, the planned values and others.")
 

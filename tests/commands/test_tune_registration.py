@@ -206,6 +206,7 @@ def test_a_model_gets_a_copy_of_its_plans(folder, monkeypatch, model_folder, tmp
 @pytest.mark.parametrize(("flags", "message"), [
     (("-labels", 9), r"-labels 9: no pair has it in both images; there are 1, 3"),
     (("-labels", 0), "above 0"),
+    (("-labels", 1, "--synthetic"), "looks at no labels"),
     (("-trials", 1), "at least 2"),
     (("-parameters", "registration.smothness"), "-parameters registration.smothness: with mind features there are"),
     (("-parameters", "registration.rounds", "--set", "registration.rounds=2"), "--set fixes every parameter"),
