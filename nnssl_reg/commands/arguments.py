@@ -148,7 +148,7 @@ def _tune_registration(parser: ArgumentParser) -> None:
     parser.add_argument("-parameters", nargs="+", metavar="SECTION.NAME", help="tune these; default: all that matter")
     parser.add_argument("-max_minutes", type=float, default=None, metavar="MIN", help="end the search after this time")
     parser.add_argument("--seed", type=int, default=0, help="of random trials and synthetic pairs; default: 0")
-    parser.add_argument("--features", choices=FEATURES, help="default: dino with a model, else mind")
+    parser.add_argument("--features", choices=FEATURES, help="default: as nnssl_register")
     _model(parser)
     parser.add_argument("--init", choices=INITS, help="initial alignment; default: the plan's, auto")
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="SECTION.NAME=VALUE",
@@ -246,7 +246,7 @@ COMMANDS = {
     "nnssl_preprocess": Command("Crop, resample, normalise and store the cases.", _ROOM + "preprocess", _preprocess),
     "nnssl_train_dino": Command("Pretrain PRIMUS on preprocessed volumes, without labels.", _ROOM + "train_dino", _train_dino),
     "nnssl_register": Command("Register pairs of images.", _ROOM + "register", _register),
-    "nnssl_tune_registration": Command("Search registration settings on pairs with labels or landmarks, or on synthetic ones.",
+    "nnssl_tune_registration": Command("Search registration settings on labelled or synthetic pairs.",
                                        _ROOM + "tune_registration", _tune_registration),
     "nnssl_apply_transform": Command("Apply a written transform to images, labels or landmarks.",
                                      _ROOM + "apply_transform", _apply_transform),

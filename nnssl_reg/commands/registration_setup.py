@@ -99,7 +99,6 @@ def make_setup(
     """The sections stored with a model that was trained here, else the planner's rules applied to images on these grids.
 
     Then the choices given. A shared model was trained on other images: of its plans stays what its weights know.
-
     settings: a file of nnssl_tune_registration; overrides: "section.name=value", which come after it. Raises ValueError for
     features without their model, and for choices that do not exist.
     """

@@ -132,14 +132,14 @@ def _judgement(setup: Setup, measure: Measure, start: dict, values: dict, tuned:
 
 
 def _written(out: Path, setup: Setup, found: TunedSettings) -> str:
-    """Write tuned_settings.json, and with a model a copy of its plans. What to say about it."""
+    """Write tuned_settings.json, and with a model that was trained here a copy of its plans. What to say about it."""
     path = out / "tuned_settings.json"
     write_json(path, found)
     changed = {name: value for name, value in found.values.items() if value not in (p := _planned(setup, name), _listed(p))}
     lines = [f"{found.reason[0].upper()}{found.reason[1:]}."]
     lines += [f"  {name}: {_planned(setup, name)} -> {value}" for name, value in changed.items()]
     lines.append(f"Use them with: nnssl_register --settings {path}")
-    if setup.model is not None:
+    if setup.model is not None and setup.model.card is None:  # a shared model is planned anew for the images at hand
         copy = _write_plans(out, setup.model.folder, found)
         lines.append(f"{copy} is a copy of the model's plans with these values; put in the place of the model's own "
                      "nnsslPlans.json, it makes them its default.")  # fmt: skip
