@@ -1,7 +1,7 @@
 """Registration from Python: images in memory or files in, a result that warps images, labels and points out."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -117,20 +117,23 @@ def register(
     device: str | None = None,
     fixed_mask: Any = None,
     moving_mask: Any = None,
+    rigid_mask: Any = None,
     fixed_channel: str | None = None,
     moving_channel: str | None = None,
     initial: str | np.ndarray | AffineTransform | None = None,
     overrides: Mapping[str, Any] | None = None,
     regularisation: str | None = None,
     diffeomorphic: bool = False,
+    settings: str | Path | None = None,
 ) -> Registration:
     """Bring `moving` onto `fixed`, with the defaults of nnssl_register. It draws no random numbers.
 
     Images: a path, an Image, a SimpleITK or nibabel image, or (array, affine or spacing); masks too, or an array alone on the
-    voxels of its image. features: "mind", "dino", "dino+mind"; default: the model's ("dino" for one trained here), else
-    "mind". model: a folder or what load_model gave. initial: "auto", "identity", "center", "moments", "affine", or a (4, 4)
-    matrix, fixed world -> moving world, RAS mm. overrides: {"registration.iterations": 40}. regularisation: "weak", "medium",
-    "strong". Raises ValueError or OSError for what cannot be used.
+    voxels of its image. rigid_mask: regions of the fixed image that move as rigid bodies. features: "mind", "dino",
+    "dino+mind"; default: the model's ("dino" for one trained here), else "mind". model: a folder or what load_model gave.
+    initial: "auto", "identity", "center", "moments", "affine", or a (4, 4) matrix, fixed world -> moving world, RAS mm.
+    overrides: {"registration.iterations": 40}. regularisation: "weak", "medium", "strong". settings: a file of
+    nnssl_tune_registration. Raises ValueError or OSError for what cannot be used.
     """
     on = device_called(device)
     sides = [_side(*given) for given in (("the fixed image", fixed, fixed_mask, fixed_channel),
@@ -141,8 +144,13 @@ def register(
     start = None if initial is None or named else _transform(initial)
     texts = [f"{name}={_text(value)}" for name, value in (overrides or {}).items()]
     setup = make_setup([side.image.grid for side in sides], on, kind=features, model=model, init=named, overrides=texts,
-                       regularisation=regularisation, diffeomorphic=diffeomorphic)  # fmt: skip
-    done = register_pair(ImagePair(*sides), setup.store(), setup.registration, is_diffeomorphic=diffeomorphic, start=start)
+                       regularisation=regularisation, diffeomorphic=diffeomorphic, settings=settings)  # fmt: skip
+    pair = ImagePair(*sides)
+    if rigid_mask is not None:
+        rigid = _mask(rigid_mask, "the rigid mask", pair.fixed.image, "there is no region to keep rigid")
+        check_same_grid(pair.fixed.image, rigid, name="the fixed image", kind="rigid mask's voxels")
+        pair = replace(pair, rigid_mask=rigid)
+    done = register_pair(pair, setup.store(), setup.registration, is_diffeomorphic=diffeomorphic, start=start)
     return Registration(done, moving, tuple(side.name for side in sides), setup.record)
 
 
@@ -154,10 +162,14 @@ def load_model(folder: str | Path, device: str | None = None) -> Model:
 def _side(name: str, data: Any, mask: Any, channel: str | None) -> Side:
     image = to_image(data, name)
     if mask is not None:
-        called = f"the mask of {name}"
-        mask = checked_mask(to_labels(mask, called, image.grid), called)
+        mask = _mask(mask, f"the mask of {name}", image)
         check_same_grid(image, mask, name=name, kind="mask voxels")
     return Side(image, str(data) if isinstance(data, (str, Path)) else name, channel, None, mask)
+
+
+def _mask(mask: Any, name: str, image: Image, *so: str) -> Image:
+    """A mask as given; an array alone lies on the image's voxels. so: what an empty one would mean."""
+    return checked_mask(to_labels(mask, name, image.grid), name, *so)
 
 
 def _transform(initial: Any) -> AffineTransform:

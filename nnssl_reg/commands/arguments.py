@@ -4,6 +4,8 @@ from argparse import ArgumentParser
 from collections.abc import Callable
 from dataclasses import dataclass
 
+FEATURES = ("dino", "mind", "dino+mind")
+INITS = ("auto", "identity", "center", "moments", "affine")
 DEVICES = "cpu, cuda, cuda:1, mps; default: cuda if there is one, else cpu"
 
 
@@ -112,11 +114,12 @@ def _model(parser: ArgumentParser) -> None:
 def _register(parser: ArgumentParser) -> None:
     _what_to_register(parser)
     parser.add_argument("-o", metavar="FOLDER", help="output; default: a folder beside the json, or in the current folder")
-    parser.add_argument("--features", choices=("dino", "mind", "dino+mind"),
+    parser.add_argument("--features", choices=FEATURES,
                         help="default: dino with a model trained here, a shared model's own choice, else mind")  # fmt: skip
     _model(parser)
-    parser.add_argument("--init", choices=("auto", "identity", "center", "moments", "affine"),
+    parser.add_argument("--init", choices=INITS,
                         help="initial alignment; default: the plan's, auto")  # fmt: skip
+    parser.add_argument("--settings", metavar="JSON", help="settings that nnssl_tune_registration found")
     parser.add_argument("--regularisation", choices=("weak", "medium", "strong"),
                         help="how stiff: half the planned smoothness, as planned (default), three times")  # fmt: skip
     parser.add_argument("--diffeomorphic", action="store_true", help="a field that folds nowhere and has an inverse")
@@ -137,6 +140,28 @@ def _register(parser: ArgumentParser) -> None:
     _folders(parser, "results")
 
 
+def _tune_registration(parser: ArgumentParser) -> None:
+    parser.add_argument("-i", required=True, metavar="JSON", help="pairs with labels or landmarks of both images")
+    parser.add_argument("-o", metavar="FOLDER", help="output; default: a folder beside the json")
+    parser.add_argument("--synthetic", action="store_true",
+                        help="without labels: on deformations and intensity changes made of the images themselves")  # fmt: skip
+    parser.add_argument("-labels", nargs="+", type=int, metavar="ID", help="these labels only; default: all of both images")
+    parser.add_argument("-trials", type=int, default=40, metavar="N", help="sets of values to try at most; default: 40")
+    parser.add_argument("-parameters", nargs="+", metavar="SECTION.NAME", help="tune these; default: all that matter")
+    parser.add_argument("-max_minutes", type=float, default=None, metavar="MIN", help="end the search after this time")
+    parser.add_argument("--seed", type=int, default=0, help="of random trials and synthetic pairs; default: 0")
+    parser.add_argument("--features", choices=FEATURES, help="default: as nnssl_register")
+    _model(parser)
+    parser.add_argument("--init", choices=INITS, help="initial alignment; default: the plan's, auto")
+    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="SECTION.NAME=VALUE",
+                        help="a value that stays as given, e.g. registration.rounds=2")  # fmt: skip
+    parser.add_argument("-device", default=None, help=DEVICES)
+    parser.add_argument("-volume", type=int, default=None, metavar="N", help="which volume of a 4-D file")
+    parser.add_argument("--overwrite", action="store_true", help="begin anew, without the trials that are there")
+    parser.add_argument("--no_pbar", action="store_true", help="no progress bar")
+    _folders(parser, "results")
+
+
 def _what_to_register(parser: ArgumentParser) -> None:
     source = parser.add_argument_group("what to register (a json of pairs, or two files)")
     source.add_argument("-i", metavar="JSON", help="list of {fixed, moving, fixed_label?, moving_label?, ...} or dataset.json")
@@ -146,6 +171,8 @@ def _what_to_register(parser: ArgumentParser) -> None:
     source.add_argument("-ml", metavar="LABEL", help="label of the moving image")
     source.add_argument("-fmask", metavar="MASK", help="where the fixed image counts (above 0)")
     source.add_argument("-mmask", metavar="MASK", help="where the moving image counts (above 0)")
+    source.add_argument("--rigid_mask", metavar="MASK",
+                        help="parts of the fixed image that move as rigid bodies (bones, a tumour)")  # fmt: skip
 
 
 def _apply_transform(parser: ArgumentParser) -> None:
@@ -240,6 +267,8 @@ COMMANDS = {
     "nnssl_preprocess": Command("Crop, resample, normalise and store the cases.", _ROOM + "preprocess", _preprocess),
     "nnssl_train_dino": Command("Pretrain PRIMUS on preprocessed volumes, without labels.", _ROOM + "train_dino", _train_dino),
     "nnssl_register": Command("Register pairs of images.", _ROOM + "register", _register),
+    "nnssl_tune_registration": Command("Search registration settings on labelled or synthetic pairs.",
+                                       _ROOM + "tune_registration", _tune_registration),
     "nnssl_apply_transform": Command("Apply a written transform to images, labels or landmarks.",
                                      _ROOM + "apply_transform", _apply_transform),
     "nnssl_transform_info": Command("Say what transform files map, in which units, how far and how regularly.",

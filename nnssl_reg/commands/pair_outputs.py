@@ -17,6 +17,7 @@ from nnssl_reg.evaluation.summary import Scores, judge, with_confidence
 from nnssl_reg.imageio.images import write_image
 from nnssl_reg.imageio.json_files import write_json
 from nnssl_reg.imageio.pairs import Pair
+from nnssl_reg.registration.rigid_regions import RigidRegion
 
 MEANING = {
     "maps": "a point of the fixed image to the moving point that corresponds to it; images are pulled the other way, "
@@ -79,12 +80,25 @@ def _sidecar(pair: Pair, done: RegisteredPair, settings: dict, seconds: float, s
         "initial": {"name": done.alignment.name, "costs": done.alignment.costs},
         "initial_matrix": done.alignment.transform.matrix.tolist(),
         **({} if done.flow is None else {"diffeomorphic": {"mean_mm_from_the_field_found": done.flow.distance_mm}}),
+        **({"rigid_regions": [_told(region) for region in done.rigid]} if done.rigid else {}),
         "scores": {k: v for k, v in vars(scores).items() if not (isinstance(v, float) and np.isnan(v))},
         "seconds": round(seconds, 3),
         "stages_seconds": done.seconds,
         "peak_memory_gb": peak_memory_gb(),
         "settings": settings,
         "written": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def _told(region: RigidRegion) -> dict:
+    """A rigid region as the sidecar keeps it. matrix: fixed world -> moving world, homogeneous RAS mm."""
+    return {
+        "id": region.id,
+        "voxels": region.voxels,
+        "rotation_degrees": round(region.rotation_degrees, 3),
+        "misfit_mm": round(region.misfit_mm, 3),
+        "band_mm": round(region.band_mm, 1),
+        "matrix": region.matrix.tolist(),
     }
 
 

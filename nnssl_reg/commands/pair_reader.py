@@ -60,13 +60,15 @@ def read_pair(pair: Pair, store: FeatureStore, before: dict[Path, Image] | None 
         mask = None if mask is None else checked_mask(_on_grid(mask, seen[path], "mask voxels"), str(mask))
         sides.append(Side(seen[path], str(path), channel, label, mask))
     landmarks = read_pair_landmarks(pair, *(side.image.grid for side in sides))
-    return ImagePair(*sides, landmarks, time.perf_counter() - started)
+    rigid = None if pair.rigid_mask is None else _on_grid(pair.rigid_mask, sides[0].image, "voxels of rigid regions")
+    rigid = None if rigid is None else checked_mask(rigid, str(pair.rigid_mask), "there is no region to keep rigid")
+    return ImagePair(*sides, landmarks, time.perf_counter() - started, rigid)
 
 
-def checked_mask(mask: Image, name: str) -> Image:
-    """The mask, if it holds anything. Raises ValueError with its name."""
+def checked_mask(mask: Image, name: str, so: str = "nothing could be registered") -> Image:
+    """The mask, if it holds anything. so: what follows if not. Raises ValueError with its name."""
     if not np.any(mask.array > 0):
-        raise ValueError(f"{name}: the mask is empty, so nothing could be registered; give another or none.")
+        raise ValueError(f"{name}: the mask is empty, so {so}; give another or none.")
     return mask
 
 

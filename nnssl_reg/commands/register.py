@@ -15,11 +15,10 @@ from nnssl_reg.commands.pair_reader import PairReader
 from nnssl_reg.commands.pair_transforms import Exports, chosen_exports, pack_submission
 from nnssl_reg.commands.pair_writer import PairWriter, write_whole
 from nnssl_reg.commands.register_pair import register_pair
-from nnssl_reg.commands.registration_setup import Setup, device_called, make_setup
+from nnssl_reg.commands.registration_setup import Setup, device_called, make_setup, readable_grids
 from nnssl_reg.commands.results import write_results
 from nnssl_reg.evaluation.summary import PairResult
-from nnssl_reg.geometry.grid import Grid
-from nnssl_reg.imageio.images import file_stem, read_grid
+from nnssl_reg.imageio.images import file_stem
 from nnssl_reg.imageio.pairs import Pair, default_pair_id, read_pairs
 
 # what can be wrong with one pair; RuntimeError: GPU memory, errors of ITK
@@ -31,14 +30,15 @@ def run(args: Namespace) -> int:
     """Register every pair; a failing pair does not stop the others. Exit code 1 if one failed."""
     _check_numbers(args)
     every = _pairs(args)
+    _check_rigid(every, args)
     pairs = every[: args.limit][args.part_id :: args.num_parts]
     exports = chosen_exports(args, every[: args.limit])
     device = device_called(args.device)
     out = _output_folder(args)
     # from all pairs, whatever part of them is done now, so that all parts and later runs use the same numbers
-    setup = make_setup(_readable_grids(every), device, model=choose_model(args, device),
-                       kind=args.features, init=args.init, overrides=args.overrides,
-                       regularisation=args.regularisation, diffeomorphic=args.diffeomorphic)  # fmt: skip
+    setup = make_setup(readable_grids(every), device, model=choose_model(args, device),
+                       kind=args.features, init=args.init, overrides=args.overrides, regularisation=args.regularisation,
+                       diffeomorphic=args.diffeomorphic, settings=args.settings)  # fmt: skip
     print(setup.told())
     part = "" if args.num_parts == 1 else f" (part {args.part_id} of 0 ... {args.num_parts - 1})"
     print(f"Registering {len(pairs)} pair{'s' * (len(pairs) != 1)}{part} with {setup.kind} features on {device}; results go "
@@ -109,10 +109,16 @@ def _check_numbers(args: Namespace) -> None:
         raise ValueError(f"-num_parts {args.num_parts} -part_id {args.part_id}: of N parts the ids are 0 ... N - 1.")
 
 
+def _check_rigid(pairs: list[Pair], args: Namespace) -> None:
+    rigid = [pair.id for pair in pairs if pair.rigid_mask is not None]
+    if args.diffeomorphic and rigid:
+        raise ValueError(f"--diffeomorphic: a field with rigid regions is no flow; {rigid[0]} has a rigid mask. Leave out one.")
+
+
 def _pairs(args: Namespace) -> list[Pair]:
     """The pairs of -i, or the one of -f and -m."""
     own = {"fixed": args.f, "moving": args.m, "fixed_label": args.fl, "moving_label": args.ml, "fixed_mask": args.fmask,
-           "moving_mask": args.mmask}  # fmt: skip
+           "moving_mask": args.mmask, "rigid_mask": args.rigid_mask}  # fmt: skip
     if args.i is not None:
         if any(v is not None for v in own.values()):
             raise ValueError("Give either -i (a json of pairs) or -f and -m (two files, their labels and masks), not both.")
@@ -142,19 +148,3 @@ def _output_folder(args: Namespace) -> Path:
     except OSError as error:
         raise OSError(f"Cannot write to {out} ({error.strerror}); choose another output folder with -o.") from error
     return out
-
-
-def _readable_grids(pairs: list[Pair]) -> list[Grid]:
-    """The grids of all pairs whose headers can be read; the others are reported when it is their turn.
-
-    Raises ValueError if there is none.
-    """
-    grids, problems = [], []
-    for pair in pairs:
-        try:
-            grids += [read_grid(pair.fixed), read_grid(pair.moving)]
-        except (ValueError, OSError) as error:
-            problems.append(str(error))
-    if not grids:
-        raise ValueError("No pair can be read: " + "\n".join(problems))
-    return grids

@@ -17,6 +17,7 @@ from nnssl_reg.planning.plans import RegistrationPlan
 from nnssl_reg.registration.affine_init import InitialAlignment, initial_alignment
 from nnssl_reg.registration.convex_adam import register_features
 from nnssl_reg.registration.diffeomorphic import Diffeomorphism, diffeomorphic
+from nnssl_reg.registration.rigid_regions import RigidRegion, with_rigid_regions
 
 FAR_APART_MM = 500.0  # fields of view this far from overlapping hint at a wrong header
 
@@ -37,23 +38,27 @@ class Side:
 
 @dataclass(frozen=True)
 class ImagePair:
-    """A pair of images in memory, corresponding landmarks (N, 3) RAS mm of both, and how long reading them took."""
+    """A pair of images in memory, corresponding landmarks (N, 3) RAS mm of both, and how long reading them took.
+
+    rigid_mask: regions of the fixed image, on its grid, that shall move as rigid bodies.
+    """
 
     fixed: Side
     moving: Side
     landmarks: tuple[np.ndarray, np.ndarray] | None = None
     reading_seconds: float = 0.0
+    rigid_mask: Image | None = None
 
 
 @dataclass(frozen=True)
 class RegisteredPair:
     """What a registration found: moving point = initial(p + deformation(p)) for a fixed point p.
 
-    deformation: on a grid a little larger than the fixed image, as coarse as it was computed; field: both, on the fixed
-    image's own grid. features: of fixed and moving, as registered; apart_mm: at the fixed feature cells, between the
-    registrations of the two directions (X, Y, Z), None if only one was made.
+    deformation: on a grid a little larger than the fixed image, as coarse as it was computed (with rigid regions: on the fixed
+    image's own); field: both, on the fixed image's own grid. features: of fixed and moving, as registered; apart_mm: at the
+    fixed feature cells, between the registrations of the two directions (X, Y, Z), None if only one was made.
     seconds: per stage. landmarks: of the fixed and of the moving image, (N, 3) RAS mm each, if there are any.
-    flow: the deformation and its inverse, if it was made diffeomorphic.
+    flow: the deformation and its inverse, if it was made diffeomorphic. rigid: the regions that move as rigid bodies.
     """
 
     fixed: Image
@@ -68,6 +73,7 @@ class RegisteredPair:
     seconds: dict[str, float]
     landmarks: tuple[np.ndarray, np.ndarray] | None = None
     flow: Diffeomorphism | None = None
+    rigid: tuple[RigidRegion, ...] = ()
 
     def inverse(self, grid: Grid) -> DisplacementField:
         """The field that leads moving points back to fixed points, on a grid in the moving world."""
@@ -77,17 +83,46 @@ class RegisteredPair:
         return DisplacementField(back.vectors_mm.to(device), grid).compose(self.flow.inverse)
 
 
+@dataclass(frozen=True)
+class DeformedPair:
+    """The first part of a registration: see RegisteredPair. images: fixed and moving."""
+
+    images: tuple[Image, Image]
+    alignment: InitialAlignment
+    deformation: DisplacementField
+    features: tuple[FeatureMap, FeatureMap]
+    apart_mm: torch.Tensor | None
+    seconds: dict[str, float]
+
+
 def register_pair(pair: ImagePair, store: FeatureStore, plan: RegistrationPlan, *, is_diffeomorphic: bool = False,
                   start: AffineTransform | None = None) -> RegisteredPair:  # fmt: skip
     """Register a pair of images. start: instead of the plan's initial alignment. Raises ValueError where they do not meet."""
+    if is_diffeomorphic and pair.rigid_mask is not None:
+        raise ValueError("A field with rigid regions is no flow: give either a rigid mask or diffeomorphic, not both.")
+    found = deform_pair(pair, store, plan, None if start is None else InitialAlignment(start, "given", {}))
+    clock, fixed = _Clock(found.seconds), found.images[0]
+    deformation, alignment, rigid = found.deformation, found.alignment, ()
+    flow = diffeomorphic(deformation) if is_diffeomorphic else None
+    deformation = deformation if flow is None else flow.forward
+    if pair.rigid_mask is not None:
+        deformation, rigid = _with_rigid_regions(pair, deformation, alignment.transform)
+        clock.lap("rigid regions")
+    field = alignment.transform.after(deformation if rigid else deformation.on(fixed.grid))
+    clock.lap("field")
+    return RegisteredPair(*found.images, pair.fixed.label, pair.moving.label, alignment, deformation, field, found.features,
+                          found.apart_mm, clock.seconds, pair.landmarks, flow, rigid)  # fmt: skip
+
+
+def deform_pair(pair: ImagePair, store: FeatureStore, plan: RegistrationPlan,
+                alignment: InitialAlignment | None = None) -> DeformedPair:  # fmt: skip
+    """Features, initial alignment (if it is not given) and ConvexAdam. Raises ValueError where the images do not meet."""
     clock = _Clock({"reading": round(pair.reading_seconds, 3)})
     fixed, moving = (store.of(side.name, side.channel, side.image) for side in (pair.fixed, pair.moving))
     maps = store.pair(fixed, moving)
     clock.lap("features")
-    if start is None:
+    if alignment is None:
         alignment = initial_alignment(plan.init, fixed.image, moving.image, fixed.mind, moving.mind)
-    else:
-        alignment = InitialAlignment(start, "given", {})
     _check_overlap(pair, alignment.transform)
     clock.lap("initial alignment")
     masks = {f"{name}_mask": _mask_of_cells(side, cells)
@@ -96,12 +131,17 @@ def register_pair(pair: ImagePair, store: FeatureStore, plan: RegistrationPlan, 
     found = register_features(*maps, initial=alignment.transform, **settings, **masks)
     clock.lap("convex adam")
     deformation = found.field.on(_covering(found.field.grid, fixed.image.grid))
-    flow = diffeomorphic(deformation) if is_diffeomorphic else None
-    deformation = deformation if flow is None else flow.forward
-    field = alignment.transform.after(deformation.on(fixed.image.grid))
-    clock.lap("field")
-    return RegisteredPair(fixed.image, moving.image, pair.fixed.label, pair.moving.label, alignment, deformation, field,
-                          maps, found.apart_mm, clock.seconds, pair.landmarks, flow)  # fmt: skip
+    return DeformedPair((fixed.image, moving.image), alignment, deformation, maps, found.apart_mm, clock.seconds)
+
+
+def _with_rigid_regions(pair: ImagePair, deformation: DisplacementField, initial: AffineTransform):
+    """The deformation on the fixed image's grid, rigid in the regions of the mask, and these; warns of folds that stay."""
+    found = with_rigid_regions(deformation, pair.rigid_mask.array[0], pair.fixed.image.grid, initial)
+    if found.folded_voxels:
+        logging.getLogger("nnssl_reg").warning(
+            "%s: the field still folds at %d voxels between rigid regions; they move too differently for the room between "
+            "them. Leave some out of the rigid mask.", pair.fixed.name, found.folded_voxels)  # fmt: skip
+    return found.deformation, found.regions
 
 
 class _Clock:

@@ -1,20 +1,27 @@
 """What a registration uses: features, model, device and planned numbers, chosen the same way by the command and from Python."""
 
 import hashlib
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from pathlib import Path
 
 import torch
 
 from nnssl_reg.commands.pair_features import FeatureStore, Model
 from nnssl_reg.geometry.grid import Grid
+from nnssl_reg.imageio.images import read_grid
+from nnssl_reg.imageio.pairs import Pair
 from nnssl_reg.planning.image_plan import RegistrationSettings, plan_images, plan_images_for
 from nnssl_reg.planning.memory import GB
 from nnssl_reg.planning.overrides import apply_overrides
 from nnssl_reg.planning.plans import FeaturesPlan, RegistrationPlan
 from nnssl_reg.planning.regularisation import regularised
+from nnssl_reg.planning.tuned_settings import TunedSettings, read_settings, with_tuned
 from nnssl_reg.pretraining.checkpoint import versions
+
+log = logging.getLogger("nnssl_reg")
 
 LIBRARIES = ("nnssl_reg", "torch", "numpy", "SimpleITK", "nibabel", "numba")
 CPU_GB = 8.0  # what is planned for without a GPU
@@ -23,7 +30,10 @@ KINDS = ("dino", "mind", "dino+mind")
 
 @dataclass(frozen=True)
 class Setup:
-    """All that decides a registration besides the images. diffeomorphic: whether the field is made exactly invertible."""
+    """All that decides a registration besides the images.
+
+    diffeomorphic: whether the field is made exactly invertible; tuned: how a file of settings says it was found.
+    """
 
     kind: str
     model: Model | None
@@ -31,6 +41,7 @@ class Setup:
     features: FeaturesPlan
     registration: RegistrationPlan
     diffeomorphic: bool = False
+    tuned: str | None = None
 
     def store(self, volume: int | None = None) -> FeatureStore:
         """Where the features of images come from; volume: which one of 4-D files."""
@@ -44,6 +55,7 @@ class Setup:
             "model": None if self.model is None else str(self.model.folder),
             "model_fingerprint": None if self.model is None else weights_fingerprint(self.model.encoder),
             "diffeomorphic": self.diffeomorphic,
+            "tuned": self.tuned,
             "device": str(self.device),
             "plans": self._plans(),
             "versions": versions(LIBRARIES),
@@ -68,7 +80,8 @@ class Setup:
                          f"{_times(f.mind_spacing_mm)} mm, cells of {_times(f.mind_stride)} voxels")  # fmt: skip
         ways = ", symmetric" * r.symmetric + ", diffeomorphic" * self.diffeomorphic
         return (f"Features: {' and '.join(parts)}\nRegistration: initial alignment {r.init}, search within "
-                f"{r.search_radius_mm:g} mm, {r.iterations} iterations of Adam, smoothness {r.smoothness:g}{ways}")  # fmt: skip
+                f"{r.search_radius_mm:g} mm, {r.iterations} iterations of Adam, smoothness {r.smoothness:g}{ways}"
+                + (f"\nSettings: {self.tuned}" if self.tuned else ""))  # fmt: skip
 
 
 def _scales(scales) -> str:
@@ -85,12 +98,13 @@ def make_setup(
     overrides: Sequence[str] = (),
     regularisation: str | None = None,
     diffeomorphic: bool = False,
+    settings: str | Path | None = None,
 ) -> Setup:
     """The sections stored with a model that was trained here, else the planner's rules applied to images on these grids.
 
     Then the choices given. A shared model was trained on other images: of its plans stays what its weights know.
-
-    overrides: "section.name=value". Raises ValueError for features without their model, and for choices that do not exist.
+    settings: a file of nnssl_tune_registration; overrides: "section.name=value", which come after it. Raises ValueError for
+    features without their model, and for choices that do not exist.
     """
     kind = kind or ("mind" if model is None else model.default_features)
     if kind not in KINDS:
@@ -99,12 +113,40 @@ def make_setup(
         raise ValueError(f"The features '{kind}' need a model that nnssl_train_dino wrote; 'mind' needs none.")
     if regularisation is not None and any(o.partition("=")[0].strip() == "registration.smoothness" for o in overrides):
         raise ValueError("Give either a regularisation (weak, medium, strong) or a value of registration.smoothness, not both.")
-    plans = apply_overrides(_planned(grids, device, model), list(overrides))
+    plans = _planned(grids, device, model)
+    tuned = None if settings is None else _tuned(settings, kind)
+    if tuned is not None:
+        plans = with_tuned(plans, tuned.values, tuned.reason, str(settings))
+    plans = apply_overrides(plans, list(overrides))
     if plans.image is not None:
         model = replace(model, configuration=replace(model.configuration, image=plans.image))
     registration = regularised(plans.registration, regularisation)
     registration = registration if init is None else replace(registration, init=init)
-    return Setup(kind, model, device, plans.features, registration, diffeomorphic)
+    return Setup(kind, model, device, plans.features, registration, diffeomorphic, None if tuned is None else tuned.reason)
+
+
+def _tuned(path: str | Path, kind: str) -> TunedSettings:
+    """The settings of a file; warns where they were tuned with other features."""
+    found = read_settings(Path(path).expanduser())
+    if found.features != kind:
+        log.warning("%s was tuned with %s features, and %s are used here.", path, found.features, kind)
+    return found
+
+
+def readable_grids(pairs: list[Pair]) -> list[Grid]:
+    """The grids of all pairs whose headers can be read; the others are reported when it is their turn.
+
+    Raises ValueError if there is none.
+    """
+    grids, problems = [], []
+    for pair in pairs:
+        try:
+            grids += [read_grid(pair.fixed), read_grid(pair.moving)]
+        except (ValueError, OSError) as error:
+            problems.append(str(error))
+    if not grids:
+        raise ValueError("No pair can be read: " + "\n".join(problems))
+    return grids
 
 
 def _planned(grids: Sequence[Grid], device: torch.device, model: Model | None) -> RegistrationSettings:

@@ -14,7 +14,7 @@ from nnssl_reg.imageio.json_files import read_json
 from nnssl_reg.imageio.landmarks import SPACES, landmark_ending, read_landmarks
 from nnssl_reg.imageio.raw_dataset import channel_names_of, dataset_json, existing_label, existing_landmarks, split_channel
 
-_FILE_KEYS = ("fixed", "moving", "fixed_label", "moving_label", "fixed_mask", "moving_mask")
+_FILE_KEYS = ("fixed", "moving", "fixed_label", "moving_label", "fixed_mask", "moving_mask", "rigid_mask")
 _LANDMARK_KEYS = ("fixed_landmarks", "moving_landmarks")
 _KEYS = (*_FILE_KEYS, *_LANDMARK_KEYS, "landmarks_space", "fixed_channel", "moving_channel", "id")
 
@@ -23,7 +23,8 @@ _KEYS = (*_FILE_KEYS, *_LANDMARK_KEYS, "landmarks_space", "fixed_channel", "movi
 class Pair:
     """Two images to register. id names the output; channels are names ("CT", "MR") where a data set's json tells them.
 
-    landmarks_space: what coordinates .csv landmarks hold: "ras", "lps", or "voxel", each file those of its own image.
+    rigid_mask: regions of the fixed image that move as rigid bodies, on its grid. landmarks_space: what coordinates .csv
+    landmarks hold: "ras", "lps", or "voxel", each file those of its own image.
     """
 
     id: str
@@ -38,6 +39,7 @@ class Pair:
     fixed_landmarks: Path | None = None
     moving_landmarks: Path | None = None
     landmarks_space: str | None = None
+    rigid_mask: Path | None = None
 
 
 def default_pair_id(fixed: Path, moving: Path) -> str:

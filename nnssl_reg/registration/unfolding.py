@@ -8,17 +8,18 @@ LEAST_JACOBIAN = 0.05  # of volume a cell must keep; a little above 0, because t
 ITERATIONS = 50
 
 
-def unfolded(field: torch.Tensor, kernels) -> torch.Tensor:
+def unfolded(field: torch.Tensor, kernels, free: torch.Tensor | None = None) -> torch.Tensor:
     """A field (X, Y, Z, 3) in cells with its folds smoothed away; unchanged, to the bit, where nothing folds.
 
     Cells around a fold are diffused until every corner of the linearly interpolated field keeps LEAST_JACOBIAN of its volume,
-    or ITERATIONS are over.
+    or ITERATIONS are over. free: (X, Y, Z) bool, the cells that may change; None: all.
     """
     for _ in range(ITERATIONS):
-        folds = folded_cells(field)
+        folds = folded_cells(field) if free is None else folded_cells(field) & free
         if not folds.any():
             break
         share = kernels.smooth(folds.float()[..., None].contiguous(), 2).mul_(4).clamp_(max=1)
+        share = share if free is None else share * free[..., None]
         field = torch.lerp(field, kernels.smooth(field.contiguous(), 1), share)
     return field
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from scipy.spatial.distance import pdist
 
 import nnssl_reg
 from nnssl_reg.commands.entry import main
@@ -205,3 +206,14 @@ def test_the_example_of_the_documentation_runs(images, tmp_path, monkeypatch, ca
         exec(compile(block, str(PAGE), "exec"), names)
     assert "Dice" in capsys.readouterr().out and (tmp_path / "out" / "pair_field.nii.gz").is_file()
     assert isinstance(names["result"].registered.fixed.grid, Grid)
+
+
+def test_a_rigid_mask_given_as_an_array_keeps_distances_and_one_of_another_image_is_refused(images):
+    mask = np.zeros(images[0].grid.shape, bool)
+    mask[12:18, 10:16, 8:13] = True
+    result = nnssl_reg.register(*images, rigid_mask=mask, **QUICK)
+    points = images[0].grid.index_to_world(np.argwhere(mask))
+    assert np.abs(pdist(result.apply(points)) - pdist(points)).max() < 1e-3
+    other = Image(mask[None, 1:].astype(np.uint8), images[0].grid.cropped([[1, 30], [0, 26], [0, 22]]))
+    with pytest.raises(ValueError, match="rigid mask's voxels of the fixed image are on another grid"):
+        nnssl_reg.register(*images, rigid_mask=other, **QUICK)

@@ -253,3 +253,26 @@ def test_an_image_below_one_patch_is_padded_for_the_encoder(folder, turned_grid,
     write_image(folder / "tiny.nii.gz", body_image(turned_grid((3, 3, 3), 3.0), radii_mm=(5.0, 5.0, 5.0)))
     assert run_pair(folder, "--model", model_folder(folder / "results"), fixed="tiny.nii.gz") == ""
     assert read_field(folder / "out" / "x_field.nii.gz").grid.shape == (3, 3, 3)
+
+
+def test_a_rigid_mask_of_a_flag_or_a_pair_stands_in_the_sidecar_and_in_the_written_field(folder, images):
+    mask = np.zeros(images["fixed"].array.shape, np.uint8)
+    mask[:, 8:12, 10:14, 8:12], mask[:, 17:21, 10:14, 9:13] = 5, 2
+    write_image(folder / "bones.nii.gz", Image(mask, images["fixed"].grid))
+    files = ("-f", folder / "fixed.nii.gz", "-m", folder / "moving.nii.gz", "--rigid_mask", folder / "bones.nii.gz")
+    assert register(*files, "-o", folder / "out", *QUICK) == 0
+    told = json.loads((folder / "out" / "fixed__moving.json").read_text())
+    assert [region["id"] for region in told["rigid_regions"]] == [2, 5]
+    index = np.argwhere(mask[0] == 5)
+    points, matrix = images["fixed"].grid.index_to_world(index), np.array(told["rigid_regions"][1]["matrix"])
+    led = read_field(folder / "out" / "fixed__moving_field.nii.gz").apply_to_points(points)
+    np.testing.assert_allclose(led, points @ matrix[:3, :3].T + matrix[:3, 3], atol=1e-3)
+    write_json(folder / "pairs.json", [{"fixed": "fixed.nii.gz", "moving": "moving.nii.gz", "rigid_mask": "bones.nii.gz"}])
+    assert register("-i", folder / "pairs.json", "-o", folder / "out", *QUICK) == 0
+    assert json.loads((folder / "out" / "fixed__moving.json").read_text())["rigid_regions"] == told["rigid_regions"]
+
+
+def test_rigid_regions_and_a_flow_exclude_each_other(folder, images, capsys):
+    files = ("-f", folder / "fixed.nii.gz", "-m", folder / "moving.nii.gz", "--rigid_mask", folder / "fixed_label.nii.gz")
+    assert register(*files, "-o", folder / "out", "--diffeomorphic", *QUICK) == 1
+    assert "rigid regions is no flow" in capsys.readouterr().err

@@ -6,10 +6,12 @@ from itertools import permutations
 import numpy as np
 import pytest
 import torch
+from scipy.spatial.distance import pdist
 
 from nnssl_reg.commands.pair_features import FeatureStore
 from nnssl_reg.commands.pair_reader import read_pair
-from nnssl_reg.commands.register_pair import register_pair
+from nnssl_reg.commands.register_pair import ImagePair, Side, register_pair
+from nnssl_reg.evaluation.metrics import folding_percent
 from nnssl_reg.geometry.grid import Grid
 from nnssl_reg.geometry.image import Image
 from nnssl_reg.imageio.images import write_image
@@ -42,7 +44,7 @@ def register(folder, fixed: Image, moving: Image, plan: RegistrationPlan = PLAN,
     write_image(folder / "fixed.nii.gz", fixed)
     write_image(folder / "moving.nii.gz", moving)
     paths = {}
-    for name, mask in masks.items():
+    for name, mask in masks.items():  # fixed_mask, moving_mask, rigid_mask
         paths[name] = folder / f"{name}.nii.gz"
         write_image(paths[name], mask)
     features = replace(plan_images([fixed.grid, moving.grid]).features, mind_stride=(2, 2, 2))
@@ -133,3 +135,31 @@ def test_an_empty_mask_is_named(tmp_path, turned_grid, body_image):
     empty = Image(np.zeros(image.array.shape, np.uint8), image.grid)
     with pytest.raises(ValueError, match=r"fixed_mask.nii.gz: the mask is empty"):
         register(tmp_path, image, image, fixed_mask=empty)
+
+
+def test_a_rigid_region_of_a_file_keeps_its_distances_under_an_affine_start_and_the_rest_stays(
+    tmp_path, turned_grid, body_image
+):
+    fixed = body_image(turned_grid((30, 28, 26), (3.0, 3.1, 3.3), (25, 0, 10), CENTER), center_mm=CENTER)
+    moving = body_image(turned_grid((30, 28, 26), (3.2, 3.0, 3.1), (0, 4, 0), CENTER), undone, center_mm=CENTER)
+    plan, grid = replace(PLAN, init="affine", iterations=10), fixed.grid
+    away = (grid.points_mm() - torch.tensor(CENTER).view(3, 1, 1, 1)).norm(dim=0).numpy()
+    rigid = Image((away < 12).astype(np.uint8)[None], grid)
+    free, done = register(tmp_path, fixed, moving, plan), register(tmp_path, fixed, moving, plan, rigid_mask=rigid)
+    points = grid.index_to_world(np.argwhere(rigid.array[0]))
+    kept = [np.abs(pdist(d.field.apply_to_points(points)) - pdist(points)).max() for d in (free, done)]
+    assert kept[0] > 0.5 and kept[1] < 1e-3
+    assert "rigid regions" in done.seconds and [region.id for region in done.rigid] == [1] and not free.rigid
+    far = away > 12 + 3.3 * 3**0.5 + done.rigid[0].band_mm
+    assert (done.field.vectors_mm - free.field.vectors_mm)[:, far].abs().max() < 1e-3
+    assert folding_percent(done.field.jacobian_determinant()) == 0
+
+
+def test_a_rigid_mask_that_is_empty_or_comes_with_a_flow_is_refused(tmp_path, turned_grid, body_image):
+    image = body_image(turned_grid((20, 20, 20), 4.5, center_mm=CENTER), center_mm=CENTER)
+    empty = Image(np.zeros(image.array.shape, np.uint8), image.grid)
+    with pytest.raises(ValueError, match=r"rigid_mask.nii.gz: the mask is empty, so there is no region"):
+        register(tmp_path, image, image, rigid_mask=empty)
+    both = ImagePair(Side(image, "a"), Side(image, "b"), rigid_mask=empty)
+    with pytest.raises(ValueError, match="is no flow"):
+        register_pair(both, None, PLAN, is_diffeomorphic=True)
