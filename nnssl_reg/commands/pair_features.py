@@ -110,7 +110,8 @@ class FeatureStore:
             upright = resample(image, image.grid.world_aligned(), fill=float(image.array.min()))
         grid = upright.grid.with_spacing(self.plan.mind_spacing_mm)
         values = torch.from_numpy(resample(upright, grid).array[0]).to(self.device)
-        mind = mind_features(values, grid, self.plan.mind_scales, self.plan.mind_noise, self.plan.mind_stride)
+        noise = self.plan.mind_noise_ct if is_ct(channel_name or guess_modality(image)) else self.plan.mind_noise
+        mind = mind_features(values, grid, self.plan.mind_scales, noise, self.plan.mind_stride)
         tokens = None if self.kind == "mind" else self._tokens(upright, path, channel_name)
         return ImageFeatures(image, mind, tokens)
 

@@ -72,7 +72,7 @@ def _names(configuration: Sections) -> list[str]:
 
 
 def _parsed(text: str, current: Any) -> Any:
-    """The value in json's types; a tuple takes a,b,c or one value for all its members, nested ones [[a,b],[c,d]]; a bare word is a string."""
+    """The value in json's types; a tuple takes a,b,c, or one value for all its members, or [[a,b],[c,d]]; a word is text."""
     if isinstance(current, str):
         return text
     if isinstance(current, tuple) and isinstance(current[0], tuple):

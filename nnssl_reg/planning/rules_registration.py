@@ -63,8 +63,9 @@ def mind_choices(data: DataSummary, spacing_mm) -> dict[str, Choice]:
     return {
         "mind_spacing_mm": Choice((spacing,) * 3, "cubes of the finest target spacing: all axes are compared alike"),
         "mind_scales": Choice(FINE_SCALES, "radius, dilation: two kinds of patches, as every voxel has a cell of its own")
-        if stride == 1 else Choice(COARSE_SCALES, "radius, dilation: as in convexAdam; finer ones are lost in cells this large"),
+        if stride == 1 else Choice(COARSE_SCALES, "radius, dilation: as in convexAdam; finer ones are lost in larger cells"),
         "mind_noise": Choice(1.0, "of the mean local variance: patches flatter than that say little"),
+        "mind_noise_ct": Choice(0.1, "less than elsewhere: soft tissues differ little beside the edges of bone and air"),
         "mind_stride": Choice((stride,) * 3, f"cells of {stride * spacing:.3g} mm: " + (
             "every voxel of so small a volume" if stride == 1 else "the fine grid of the registration, as in convexAdam")),
     }  # fmt: skip
@@ -81,6 +82,13 @@ def features_choices(data: DataSummary, spacing_mm, shape, network: NetworkPlan,
     }
 
 
+def smoothness(features: FeaturesPlan) -> Choice:
+    """Weight of the diffusion regulariser."""
+    if max(features.mind_stride) == 1:
+        return Choice(0.2, "weight of the diffusion regulariser: cells as small as voxels tell more of small shapes")
+    return Choice(0.3, "weight of the diffusion regulariser: of 0.15, 0.3, 0.6 and 1.25 the best Dice")
+
+
 def registration_choices(data: DataSummary, features: FeaturesPlan) -> dict[str, Choice]:
     """Every field of the registration section."""
     coarse = round(COARSE_VOXELS * min(features.mind_spacing_mm), 3)
@@ -94,7 +102,7 @@ def registration_choices(data: DataSummary, features: FeaturesPlan) -> dict[str,
         "rounds": Choice(2, "searches: the second starts from the first's field, in blocks half as large"),
         "iterations": Choice(80, "Adam steps after the last round; more of them changed no Dice"),
         "learning_rate": Choice(1.0, "Adam's, in cells"),
-        "smoothness": Choice(0.3, "weight of the diffusion regulariser: of 0.15, 0.3, 0.6 and 1.25 the best Dice"),
+        "smoothness": smoothness(features),
         "smoothing_passes": Choice(3, "box filters of 3 cells over the field, as in convexAdam"),
         "symmetric": Choice(True, "both directions and their mean: twice the time, fewer errors of one direction"),
         "init": Choice("auto", "identity, centres, moments or affine, by their cost"),
