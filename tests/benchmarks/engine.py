@@ -1,0 +1,133 @@
+"""Time, memory and agreement of ConvexAdam with MIND features, beside the peer convexAdam 0.2.0, printed as a table.
+
+    python tests/benchmarks/engine.py                        # ours alone, 96 to 256 voxels
+    python tests/benchmarks/engine.py --peer PYTHON          # and the peer, run by a Python that has convexAdam installed
+
+Every measurement is a process of its own (peak memory is that process's), ours and the peer's take turns, medians are printed.
+Both register the same two volumes: noise smoothed to structures of some voxels, and the same moved by a known smooth field.
+"""
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+SHAPES = ((96, 96, 96), (128, 128, 128), (192, 160, 192), (256, 256, 256))
+AMPLITUDE = 6.0  # voxels, of the known displacement
+
+
+def volumes(shape, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Fixed and moving volume (X, Y, Z) float32, and the displacement (3, X, Y, Z) in voxels: fixed(x) = moving(x + u(x))."""
+    from scipy.ndimage import gaussian_filter, map_coordinates
+
+    rng = np.random.default_rng(seed)
+    moving = sum(gaussian_filter(rng.standard_normal(shape, dtype=np.float32), s) * s**1.5 for s in (2.0, 5.0))
+    axes = np.meshgrid(*[np.linspace(0, 2 * np.pi, n, dtype=np.float32) for n in shape], indexing="ij")
+    field = np.stack([AMPLITUDE * np.sin(axes[(c + 1) % 3] + c) * np.cos(axes[(c + 2) % 3]) for c in range(3)])
+    index = np.stack(np.meshgrid(*[np.arange(n, dtype=np.float32) for n in shape], indexing="ij"))
+    return map_coordinates(moving, index + field, order=1, mode="nearest"), moving, field
+
+
+def ours(fixed: np.ndarray, moving: np.ndarray) -> np.ndarray:
+    """The field in voxels (3, X, Y, Z), with convexAdam's default settings."""
+    import torch
+
+    from nnssl_reg.features.mind import mind_features
+    from nnssl_reg.geometry.affine import AffineTransform
+    from nnssl_reg.geometry.grid import Grid
+    from nnssl_reg.registration.convex_adam import convex_adam
+
+    grid = Grid(fixed.shape, np.eye(4))
+    maps = [mind_features(torch.from_numpy(v), grid, ((1, 2),), 0.0, (2, 2, 2)) for v in (fixed, moving)]
+    field = convex_adam(*maps, initial=AffineTransform.identity(), coarse_spacing_mm=6.0, search_radius_mm=24.0, rounds=1,
+                        iterations=80, learning_rate=1.0, smoothness=1.25, smoothing_passes=3)  # fmt: skip
+    return field.on(grid).vectors_mm.numpy()
+
+
+def peer(fixed: np.ndarray, moving: np.ndarray) -> np.ndarray:
+    """The field in voxels (3, X, Y, Z) of convexAdam with its defaults."""
+    import torch
+    from convexAdam.convex_adam_MIND import convex_adam_pt
+
+    field = convex_adam_pt(torch.from_numpy(fixed), torch.from_numpy(moving), dtype=torch.float32, device=torch.device("cpu"))
+    return np.moveaxis(np.asarray(field, dtype=np.float32), -1, 0)
+
+
+METHODS = {"nnssl_reg": ours, "convexAdam": peer}
+
+
+def measure(method: str, data: Path, out: Path) -> None:
+    """Register once on a small volume (imports, compiled code), then once for the clock; the figures to standard output."""
+    loaded = np.load(data)
+    METHODS[method](*(loaded[k][:48, :48, :48].copy() for k in ("fixed", "moving")))
+    fixed, moving = loaded["fixed"], loaded["moving"]
+    before = _peak_gb()
+    started = time.perf_counter()
+    field = METHODS[method](fixed, moving)
+    seconds = time.perf_counter() - started
+    np.save(out, field.astype(np.float16))
+    print(json.dumps({"seconds": seconds, "before_gb": before, "peak_gb": _peak_gb()}))
+
+
+def _peak_gb() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def run(python: str, method: str, data: Path, out: Path) -> dict:
+    """One measurement in a process of its own."""
+    command = [python, __file__, "--measure", method, str(data), str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{method} failed:\n{done.stderr[-2000:]}")
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def compare(shape, pythons: dict[str, str], repeats: int) -> None:
+    """Measure all methods on one volume, in turns, and print a row for each."""
+    with tempfile.TemporaryDirectory() as folder:
+        data = Path(folder) / "volumes.npz"
+        fixed, moving, truth = volumes(shape)
+        np.savez(data, fixed=fixed, moving=moving)
+        rows = {method: [] for method in pythons}
+        for _ in range(repeats):
+            for method, python in pythons.items():
+                rows[method].append(run(python, method, data, Path(folder) / f"{method}.npy"))
+        fields = {method: np.load(Path(folder) / f"{method}.npy").astype(np.float32) for method in pythons}
+    inner = (slice(None), *(slice(n // 8, -n // 8) for n in shape))
+    for method, measured in rows.items():
+        seconds = statistics.median(r["seconds"] for r in measured)
+        peak = statistics.median(r["peak_gb"] for r in measured)
+        error = np.linalg.norm((fields[method] - truth)[inner], axis=0)
+        print(f"| {' x '.join(map(str, shape))} | {method} | {seconds:.2f} | {peak:.2f} | {error.mean():.3f} | "
+              f"{np.percentile(error, 95):.3f} |", flush=True)  # fmt: skip
+    if len(rows) == 2:
+        a, b = (np.linalg.norm((fields["nnssl_reg"] - fields["convexAdam"])[inner], axis=0), rows)
+        ratio = statistics.median(q["seconds"] / p["seconds"] for p, q in zip(b["nnssl_reg"], b["convexAdam"]))
+        print(f"|  | ratio of times {ratio:.1f}; fields differ by {a.mean():.3f} voxels (mean) | | | | |", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--peer", metavar="PYTHON", help="a Python that has convexAdam 0.2.0 installed")
+    parser.add_argument("--shape", nargs=3, type=int, action="append", metavar="N", help="may be given several times")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--measure", nargs=3, metavar=("METHOD", "DATA", "OUT"), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.measure:
+        measure(args.measure[0], *map(Path, args.measure[1:]))
+        return
+    pythons = {"nnssl_reg": sys.executable} | ({"convexAdam": args.peer} if args.peer else {})
+    print("| voxels | method | s | peak GB | error mean, voxels | error 95 %, voxels |\n|---|---|---|---|---|---|")
+    for shape in args.shape or SHAPES:
+        compare(tuple(shape), pythons, args.repeats)
+
+
+if __name__ == "__main__":
+    main()
