@@ -3,6 +3,7 @@
 import torch
 import torch.nn.functional as F
 
+from nnssl_reg.features.mind_cpu import mind_cells
 from nnssl_reg.geometry.grid import Grid
 from nnssl_reg.geometry.image import FeatureMap
 
@@ -37,7 +38,11 @@ def mind_features(image: torch.Tensor, grid: Grid, scales, noise: float, stride)
         image = F.pad(image[None, None], (0, pad[2], 0, pad[1], 0, pad[0]), mode="replicate")[0, 0]
         grid = grid.cropped([[0, n] for n in image.shape])
     stride = tuple(stride)
-    pooled = [F.avg_pool3d(mind_ssc(image, *scale, noise)[None], stride, stride=stride)[0] for scale in scales]
+    if image.device.type == "cpu":
+        values = image.float().contiguous().numpy()
+        pooled = [torch.from_numpy(mind_cells(values, PAIRS, *scale, noise, stride)) for scale in scales]
+    else:
+        pooled = [F.avg_pool3d(mind_ssc(image, *scale, noise)[None], stride, stride=stride)[0] for scale in scales]
     return FeatureMap(torch.cat(pooled), grid.coarsened(stride))
 
 

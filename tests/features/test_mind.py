@@ -84,3 +84,13 @@ def test_cells_hold_the_mean_of_their_voxels_at_their_place(turned_grid):
 def test_an_image_thinner_than_a_cell_has_one_cell(turned_grid):
     features = mind_features(noise(3, 1, 8), turned_grid((3, 1, 8), 1.0), [(1, 2)], 0.0, (4, 2, 4))
     assert features.values.shape == (12, 1, 1, 2) and torch.isfinite(features.values).all()
+
+
+@pytest.mark.parametrize("stride", [(1, 1, 1), (2, 2, 2), (1, 2, 3)])
+@pytest.mark.parametrize("scale", [(1, 2), (0, 2), (2, 1)])
+def test_cells_on_the_cpu_are_the_reference_averaged(scale, stride, turned_grid):
+    image = noise(37, 12, 15)
+    image[:9, :6] = 80.0  # flat: V is at its lower bound there
+    truth = torch.nn.functional.avg_pool3d(mind_ssc(image, *scale, 0.1)[None], stride, stride=stride)[0]
+    cells = mind_features(image, turned_grid((37, 12, 15), 1.0), [scale], 0.1, stride).values
+    assert cells.shape == truth.shape and torch.allclose(cells, truth, atol=2e-4)
