@@ -136,7 +136,7 @@ def test_a_mask_keeps_what_lies_outside_it_from_pulling(turned_grid, body_image)
     grid = turned_grid((36, 32, 30), (2.8, 2.9, 3.0))
     fixed, moving = body_image(grid), body_image(grid, shrunk)
     ruined = fixed.array.copy()
-    ruined[:, 26:] = np.flip(ruined[:, 26:], (2, 3))
+    ruined[:, 22:] = np.roll(ruined[:, 22:], 4, axis=2)
     mask = np.zeros(grid.shape, bool)
     mask[:18] = True
     same, other = ((nnssl_reg.register(fixed, moving, fixed_mask=m, **QUICK).field.vectors_mm
