@@ -29,6 +29,7 @@ from nnssl_reg.registration.convex_adam import feature_scale
 log = logging.getLogger("nnssl_reg")
 OBLIQUE_DEGREES = 10.0  # beyond it, features along the array's axes would no longer match those along the world's
 DINO_SHARE = 0.5  # of the learned features in the joined squared feature distance
+ALIGNING_SCALES = ((1, 2),)  # of the MIND features that the initial alignment compares: the published ones
 KEPT_SHARE = 0.2  # of the free memory, for images and features that a later pair may want again
 
 
@@ -49,10 +50,11 @@ class Model:
 
 @dataclass(frozen=True)
 class ImageFeatures:
-    """An image as read, its MIND features (always: the initial alignment uses them) and, with a model, its tokens."""
+    """An image as read, its MIND features, as the plan wants them and for the initial alignment, and, with a model, tokens."""
 
     image: Image
     mind: FeatureMap
+    aligning: FeatureMap
     tokens: FeatureMap | None
 
 
@@ -112,8 +114,10 @@ class FeatureStore:
         values = torch.from_numpy(resample(upright, grid).array[0]).to(self.device)
         noise = self.plan.mind_noise_ct if is_ct(channel_name or guess_modality(image)) else self.plan.mind_noise
         mind = mind_features(values, grid, self.plan.mind_scales, noise, self.plan.mind_stride)
+        # flat places that say little would let backgrounds that overlap pass for patients that do
+        aligning = mind_features(values, grid, ALIGNING_SCALES, 0.0, self.plan.mind_stride)
         tokens = None if self.kind == "mind" else self._tokens(upright, path, channel_name)
-        return ImageFeatures(image, mind, tokens)
+        return ImageFeatures(image, mind, aligning, tokens)
 
     def _tokens(self, image: Image, path: Path, channel_name: str | None) -> FeatureMap:
         plan = self.model.configuration.image
@@ -133,7 +137,7 @@ def _kept_bytes(device: torch.device) -> float:
 
 
 def _bytes_of(features: ImageFeatures) -> int:
-    maps = [f.values for f in (features.mind, features.tokens) if f is not None]
+    maps = [f.values for f in (features.mind, features.aligning, features.tokens) if f is not None]
     return features.image.array.nbytes + sum(values.nbytes for values in maps)
 
 

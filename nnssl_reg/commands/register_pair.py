@@ -122,7 +122,7 @@ def deform_pair(pair: ImagePair, store: FeatureStore, plan: RegistrationPlan,
     maps = store.pair(fixed, moving)
     clock.lap("features")
     if alignment is None:
-        alignment = initial_alignment(plan.init, fixed.image, moving.image, fixed.mind, moving.mind)
+        alignment = initial_alignment(plan.init, fixed.image, moving.image, fixed.aligning, moving.aligning)
     _check_overlap(pair, alignment.transform)
     clock.lap("initial alignment")
     masks = {f"{name}_mask": _mask_of_cells(side, cells)

@@ -152,4 +152,4 @@ class Trials:
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:
     """Values as json gives them back."""
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+    return json.loads(json.dumps(values))

@@ -1,5 +1,6 @@
 """Registration settings found by tuning: a file of values with their scores, and the plans that they change."""
 
+import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -48,4 +49,4 @@ def with_tuned(plans: Sections, values: dict[str, Any], reason: str, where: str 
 
 
 def _text(value: Any) -> str:
-    return ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+    return json.dumps(value) if isinstance(value, (list, tuple)) else str(value)

@@ -212,7 +212,7 @@ def test_masks_are_taken_from_flags_and_bad_ones_are_named(study, capsys):
 def test_the_console_says_which_features_and_numbers_are_used(study, capsys):
     assert register(study, "--features", "mind", "--regularisation", "weak", "--diffeomorphic", "-limit", "1") == 0
     said = capsys.readouterr().out
-    assert "Features: MIND-SSC (12 channels; radius" in said and " mm, cells of" in said
+    assert "Features: MIND-SSC (24 channels; radius, dilation 1, 1 and 0, 2)" in said and " mm, cells of" in said
     assert "2 iterations of Adam" in said and "diffeomorphic" in said and "initial alignment identity" in said
     told = json.loads((study / "out" / "ab.json").read_text())
     assert 0 <= told["diffeomorphic"]["mean_mm_from_the_field_found"] < 3 and told["scores"]["folding_percent"] == 0

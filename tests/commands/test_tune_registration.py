@@ -89,7 +89,7 @@ def test_registrations_are_tuned_with_features_and_alignments_made_once_and_a_re
     assert tune(*flags) == 0
     told = capsys.readouterr().out
     assert "3 pairs (Dice), 3 trials at most; 1 pair is held out (1 with an image that is tuned on)" in told
-    assert len(features) == 4 and len(alignments) == 4 and len(fields) >= 3 * 3 + 1
+    assert len(features) == 2 * 4 and len(alignments) == 4 and len(fields) >= 3 * 3 + 1
     log, settings = trials_in(folder), read_json(folder / "pairs_tuned" / "tuned_settings.json")
     assert [t["part"] for t in log[:3]] == ["tuning"] * 3 and len({json.dumps(t["values"]) for t in log[:3]}) == 3
     assert set(log[0]["pairs"]) == {"ab", "bc", "da"} and set(log[-1]["pairs"]) == {"cd"}
@@ -101,7 +101,7 @@ def test_registrations_are_tuned_with_features_and_alignments_made_once_and_a_re
 
 
 def test_a_run_that_was_cut_off_goes_on_to_the_same_end(folder, monkeypatch):
-    scored(monkeypatch, lambda name, plan: 0.7 - abs(np.log(plan.smoothness / 0.51)) / 10 - plan.rounds / 100)
+    scored(monkeypatch, lambda name, plan: 0.7 - abs(np.log(plan.smoothness / 0.34)) / 10 - plan.rounds / 100)
     flags = ("-i", folder / "pairs.json", "-trials", 15)
     assert tune(*flags) == 0
     path = folder / "pairs_tuned" / "tuning_log.json"
@@ -109,7 +109,7 @@ def test_a_run_that_was_cut_off_goes_on_to_the_same_end(folder, monkeypatch):
     write_json(path, whole | {"trials": whole["trials"][:6]})
     assert tune(*flags) == 0
     assert read_json(path) == whole and read_json(folder / "pairs_tuned" / "tuned_settings.json") == settings
-    assert settings["values"]["registration.smoothness"] == 0.51 and settings["values"]["registration.rounds"] == 1
+    assert settings["values"]["registration.smoothness"] == 0.34 and settings["values"]["registration.rounds"] == 1
     assert "Dice" in settings["reason"] and "planned" in settings["reason"]
 
 
@@ -118,22 +118,22 @@ def test_what_the_pairs_held_out_do_not_confirm_is_not_used(folder, monkeypatch,
     assert tune("-i", folder / "pairs.json", *SMOOTHNESS) == 0
     settings = read_json(folder / "pairs_tuned" / "tuned_settings.json")
     assert "Planned values kept, as the pairs held out did not get better" in capsys.readouterr().out
-    assert settings["scores"]["best_values"]["registration.smoothness"] > settings["values"]["registration.smoothness"] == 0.3
+    assert settings["scores"]["best_values"]["registration.smoothness"] > settings["values"]["registration.smoothness"] == 0.2
 
 
 def test_rough_and_folding_fields_do_not_win(folder, monkeypatch):
     scored(monkeypatch, lambda name, plan: 0.7)
     monkeypatch.setattr(tuning_trials, "judged", lambda truth, fixed, plan: PairScore(
-        0.7 - 0.001 * plan.smoothness, 0.3, 2.0 if plan.smoothness < 0.3 else 0.0))  # fmt: skip
+        0.7 - 0.001 * plan.smoothness, 0.3, 2.0 if plan.smoothness < 0.2 else 0.0))  # fmt: skip
     assert tune("-i", folder / "pairs.json", *SMOOTHNESS) == 0
-    assert read_json(folder / "pairs_tuned" / "tuned_settings.json")["values"]["registration.smoothness"] >= 0.3
+    assert read_json(folder / "pairs_tuned" / "tuned_settings.json")["values"]["registration.smoothness"] >= 0.2
 
 
 def test_a_trial_that_is_clearly_worse_is_given_up_and_ranks_below(folder, monkeypatch):
     pairs = read_json(folder / "pairs.json")
     themselves = [{**p, "id": p["id"] + "2", "moving": p["fixed"], "moving_label": p["fixed_label"]} for p in pairs]
     write_json(folder / "pairs.json", pairs + themselves)
-    scored(monkeypatch, lambda name, plan: 0.7 if plan.smoothness == 0.3 else 0.5)
+    scored(monkeypatch, lambda name, plan: 0.7 if plan.smoothness == 0.2 else 0.5)
     assert tune("-i", folder / "pairs.json", *SMOOTHNESS) == 0
     log = [t for t in trials_in(folder) if t["part"] == "tuning"]
     assert [len(t["pairs"]) for t in log] == [6, 3, 3, 3, 3] and all(t["given_up"] for t in log[1:])
@@ -149,9 +149,9 @@ def test_ctrl_c_keeps_the_trials_and_the_exit_code_tells_while_a_time_limit_ends
     flags = ("-i", folder / "pairs.json", *SMOOTHNESS)
     assert tune(*flags) == 128 + signal.SIGINT
     assert "the same command goes on" in capsys.readouterr().out
-    assert [t["values"]["registration.smoothness"] for t in trials_in(folder)] == [0.3, 0.51]
+    assert [t["values"]["registration.smoothness"] for t in trials_in(folder)] == [0.2, 0.34]
     assert not (folder / "pairs_tuned" / "tuned_settings.json").exists()
-    assert tune(*flags, "-max_minutes", 0) == 0 and "registration.smoothness: 0.3 -> 0.51" in capsys.readouterr().out
+    assert tune(*flags, "-max_minutes", 0) == 0 and "registration.smoothness: 0.2 -> 0.34" in capsys.readouterr().out
 
 
 def test_landmarks_serve_where_there_are_no_labels(folder, capsys):
@@ -180,13 +180,13 @@ def test_without_labels_known_deformations_are_made_once_and_registration_comes_
 
 
 def test_the_settings_found_are_those_that_nnssl_register_uses(folder, monkeypatch, capsys):
-    scored(monkeypatch, lambda name, plan: 0.7 - abs(np.log(plan.smoothness / 0.51)))
+    scored(monkeypatch, lambda name, plan: 0.7 - abs(np.log(plan.smoothness / 0.34)))
     assert tune("-i", folder / "pairs.json", *SMOOTHNESS) == 0
     found = folder / "pairs_tuned" / "tuned_settings.json"
     pair = ("-f", folder / "a.nii.gz", "-m", folder / "b.nii.gz", "-o", folder / "out", "--settings", found, "--no_figures")
     assert main([*map(str, pair), "-device", "cpu", "--no_pbar", "--init", "identity"], name="nnssl_register") == 0
     told = read_json(folder / "out" / "a__b.json")["settings"]
-    assert told["plans"]["registration"]["smoothness"] == 0.51 and told["tuned"].startswith("tuned on 3 pairs: Dice 0.700")
+    assert told["plans"]["registration"]["smoothness"] == 0.34 and told["tuned"].startswith("tuned on 3 pairs: Dice 0.700")
     assert "tuned on 3 pairs" in capsys.readouterr().out
     more = ("--overwrite", "--set", "registration.smoothness=0.9", "-device", "cpu", "--no_pbar", "--init", "identity")
     assert main([*map(str, pair), *more], name="nnssl_register") == 0

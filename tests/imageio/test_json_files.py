@@ -96,7 +96,7 @@ def example_of(kind):
     if get_origin(kind) is dict:
         return {"key": example_of(get_args(kind)[1])}
     if get_origin(kind) is tuple:
-        return tuple(example_of(part) for part in get_args(kind))
+        return tuple(example_of(part) for part in get_args(kind) if part is not ...)
     return None if type(None) in get_args(kind) else {int: 3, float: 0.5, str: "text", bool: True}[kind]
 
 
