@@ -94,6 +94,6 @@ def _unpack(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo, targe
                 out.write(block)
         if left:
             raise zipfile.BadZipFile(f"{left} bytes are missing")
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:  # RuntimeError: an unknown method of compression
         raise ValueError(f"{path}: its member {member.filename} is damaged ({error}), expected {member.file_size} bytes. "
                          f"Nothing was imported. {WAY_OUT}") from error  # fmt: skip

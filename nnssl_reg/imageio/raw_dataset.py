@@ -77,7 +77,7 @@ def read_raw_dataset(folder: Path, write: bool = True) -> RawDataset:
     unknown = [case.image.name for case in cases if case.channel not in channel_names]
     if unknown:
         raise ValueError(f"{path}: channel_names {channel_names} has no entry for the last four digits of {_some(unknown)}. "
-                         "Files are named CASE_XXXX, XXXX the channel; add the channel or rename the files.")  # fmt: skip
+                         "Files are named as in CASE_0001, 0001 being the channel; add the channel or rename the files.")  # fmt: skip
     stated = data.get("numTraining")
     count = len({case.case for case in cases})
     if isinstance(stated, int) and stated not in (count, len(cases)):
@@ -106,7 +106,7 @@ def channel_names_of(data: dict[str, Any]) -> dict[str, str]:
 
 
 def label_candidates(image: Path, kind: str = "labels") -> list[Path]:
-    """Where the labels (or masks) of imagesXX/CASE_XXXX.ending may lie: with the channel in the name, or without."""
+    """Where the labels (or masks) of imagesTr/CASE_0000.ending may lie: with the channel in the name, or without."""
     folder = image.parent.parent / image.parent.name.replace("images", kind)
     ending = file_ending(image)
     case = split_channel(file_stem(image))[0]
