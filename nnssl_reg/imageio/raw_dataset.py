@@ -77,7 +77,7 @@ def read_raw_dataset(folder: Path, write: bool = True) -> RawDataset:
     unknown = [case.image.name for case in cases if case.channel not in channel_names]
     if unknown:
         raise ValueError(f"{path}: channel_names {channel_names} has no entry for the last four digits of {_some(unknown)}. "
-                         "Files are named as in CASE_0001, 0001 being the channel; add the channel or rename the files.")  # fmt: skip
+                         "In CASE_0001 they are the channel 1; add the channel or rename the files.")  # fmt: skip
     stated = data.get("numTraining")
     count = len({case.case for case in cases})
     if isinstance(stated, int) and stated not in (count, len(cases)):
