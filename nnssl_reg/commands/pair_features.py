@@ -24,7 +24,7 @@ from nnssl_reg.planning.foreground import is_ct
 from nnssl_reg.planning.plans import Configuration, FeaturesPlan
 from nnssl_reg.preprocessing.preprocess_case import preprocess_image
 from nnssl_reg.pretraining.model_card import ModelCard
-from nnssl_reg.registration.convex_adam import feature_scale
+from nnssl_reg.registration.cells import feature_scale
 
 log = logging.getLogger("nnssl_reg")
 OBLIQUE_DEGREES = 10.0  # beyond it, features along the array's axes would no longer match those along the world's

@@ -7,7 +7,7 @@ import torch
 
 from nnssl_reg.geometry.grid import Grid
 from nnssl_reg.geometry.image import Image
-from nnssl_reg.geometry.sampling import gather_nearest, sample_points, slabs, to_voxels
+from nnssl_reg.geometry.sampling import gather_nearest, sample_grid, sample_points, slabs, to_voxels
 
 _COARSE_INVERSE = 4  # voxels in one of the grid that an inverse starts from
 _INVERTED_MM = 1e-3  # an inverse that misses by less is done; float32 positions are good to some 1e-4
@@ -29,10 +29,7 @@ class DisplacementField:
 
     def on(self, grid: Grid) -> "DisplacementField":
         """The same field on another grid: linear between voxels, the edge value outside."""
-        vectors = torch.empty(3, *grid.shape, dtype=self.vectors_mm.dtype, device=self.vectors_mm.device)
-        for start, stop in slabs(grid.shape):
-            vectors[:, start:stop] = sample_points(self.vectors_mm, self.grid, grid.points_mm(start, stop, vectors.device))
-        return DisplacementField(vectors, grid)
+        return DisplacementField(sample_grid(self.vectors_mm, self.grid, grid), grid)
 
     def warp(self, moving: Image, fill: float | None = None) -> Image:
         """The moving image on this field's grid: intensities linear, labels nearest.

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from nnssl_reg.geometry.grid import Grid
 from nnssl_reg.geometry.image import Image
+from nnssl_reg.geometry.lattice_cpu import sample_lattice
 
 _MODES = {"linear": "bilinear", "nearest": "nearest"}  # torch says bilinear for trilinear too
 
@@ -44,6 +45,19 @@ def sample_points(values: torch.Tensor, grid: Grid, points_mm: torch.Tensor, mod
     points_vox = to_voxels(points_mm, grid)
     out = sample_voxels(values, points_vox, mode)
     return out if fill is None else torch.where(inside(points_vox, grid.shape), out, fill)
+
+
+def sample_grid(values: torch.Tensor, grid: Grid, target: Grid, fill: float | None = None) -> torch.Tensor:
+    """Values (C, X, Y, Z) on grid at the voxels of another grid, linearly -> (C, *target.shape); outside as sample_points."""
+    out = torch.empty(values.shape[0], *target.shape, dtype=values.dtype, device=values.device)
+    if values.device.type == "cpu" and values.dtype == torch.float32:
+        matrix = (np.linalg.inv(grid.affine) @ target.affine)[:3].astype(np.float32)
+        fills = np.full(len(out), np.nan if fill is None else fill, np.float32)
+        sample_lattice(values.contiguous().numpy(), matrix, fills, out.numpy())
+        return out
+    for start, stop in slabs(target.shape):
+        out[:, start:stop] = sample_points(values, grid, target.points_mm(start, stop, values.device), fill=fill)
+    return out
 
 
 def resample_batch(values: torch.Tensor, matrices: torch.Tensor, shape) -> torch.Tensor:
@@ -94,19 +108,16 @@ def resample(image: Image, grid: Grid, fill: float | None = None, device: torch.
 
     fill: value outside the image's field of view (None: the nearest edge value). Returns an Image on `grid`.
     """
-    values = None
     if not image.is_label:
         values = torch.as_tensor(np.ascontiguousarray(image.array), device=device)
         step_vox = np.abs(np.linalg.solve(image.grid.affine[:3, :3], grid.affine[:3, :3])).max(axis=1)
         sigma = [0.5 * math.sqrt(s * s - 1) if s > 1.01 else 0.0 for s in step_vox]  # FWHM close to the new voxel
         values = smooth_gaussian(values, sigma)
+        return Image(sample_grid(values, image.grid, grid, fill).cpu().numpy(), grid)
     out = np.empty((image.array.shape[0], *grid.shape), dtype=image.array.dtype)
     for start, stop in slabs(grid.shape):
-        points = grid.points_mm(start, stop, device)
-        if image.is_label:
-            out[:, start:stop] = gather_nearest(image.array, image.grid, points, fill or 0)
-        else:
-            out[:, start:stop] = sample_points(values, image.grid, points, fill=fill).cpu().numpy()
+        points = grid.points_mm(start, stop)
+        out[:, start:stop] = gather_nearest(image.array, image.grid, points, fill or 0)
     return Image(out, grid)
 
 

@@ -10,7 +10,8 @@ from nnssl_reg.geometry.affine import AffineTransform
 from nnssl_reg.geometry.grid import Grid
 from nnssl_reg.geometry.image import FeatureMap, Image
 from nnssl_reg.geometry.sampling import inside, resample, sample_voxels, to_voxels
-from nnssl_reg.registration.convex_adam import blocks_and_radius, cell_to_cell, feature_scale, kernels_for
+from nnssl_reg.registration.cells import comparable_cells, feature_scale
+from nnssl_reg.registration.convex_adam import blocks_and_radius, cell_to_cell, kernels_for
 from nnssl_reg.registration.coupled_convex import match_blocks
 
 MODES = ("auto", "identity", "center", "moments", "affine")
@@ -183,17 +184,17 @@ def best_translation(fixed: FeatureMap, moving: FeatureMap) -> AffineTransform:
 
 def refine_affine(fixed, moving, start: AffineTransform, block_mm: float, radius_blocks: int, iterations: int):
     """An affine transform fitted, by least trimmed squares, to block matches found around the current one; repeated."""
-    scale = feature_scale(fixed.values, moving.values)
-    cells = [f.values.float().permute(1, 2, 3, 0).contiguous() / scale for f in (fixed, moving)]
+    kernels = kernels_for(fixed.values.device)
+    cells = comparable_cells(fixed, moving, (None, None), kernels)
     factor, radius = blocks_and_radius(fixed.grid.spacing_mm, fixed.grid.shape, block_mm, block_mm * radius_blocks)
-    still = torch.zeros(*fixed.grid.shape, 3, device=fixed.values.device)
+    still = torch.zeros(3, *fixed.grid.shape, device=fixed.values.device)
     blocks = fixed.grid.coarsened(factor)
     points = blocks.points_mm().reshape(3, -1).T.double().numpy()
     transform = start
     for _ in range(iterations):
         matrix = cell_to_cell(fixed, moving, transform)
-        step = match_blocks(*cells, matrix, still, factor, radius, kernels_for(still.device))
-        step = step[tuple(slice(n) for n in blocks.shape)].reshape(-1, 3).double().cpu().numpy()
+        step = match_blocks(*cells, matrix, still, factor, radius, kernels)
+        step = step[(slice(None), *(slice(n) for n in blocks.shape))].reshape(3, -1).T.double().cpu().numpy()
         moved = points + step @ blocks.affine[:3, :3].T
         keep = inside(to_voxels(torch.as_tensor(transform.apply(moved).T), moving.grid), moving.grid.shape).numpy()
         if keep.sum() < MINIMUM_MATCHES:

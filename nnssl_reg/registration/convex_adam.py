@@ -11,6 +11,7 @@ from nnssl_reg.geometry.displacement import DisplacementField
 from nnssl_reg.geometry.grid import Grid
 from nnssl_reg.geometry.image import FeatureMap
 from nnssl_reg.registration import kernels_cpu, kernels_torch
+from nnssl_reg.registration.cells import Cells, comparable_cells
 from nnssl_reg.registration.coupled_convex import search
 from nnssl_reg.registration.instance_optimization import optimise
 from nnssl_reg.registration.unfolding import unfolded
@@ -52,22 +53,24 @@ def register_features(
         raise ValueError(
             f"Fixed has {fixed.values.shape[0]} feature channels, moving {moving.values.shape[0]}: they must agree."
         )
-    forward = one_way(fixed, moving, initial, (fixed_mask, moving_mask), **settings)
+    kernels = kernels_for(fixed.values.device)
+    cells = comparable_cells(fixed, moving, (fixed_mask, moving_mask), kernels)
+    forward = one_way(fixed, moving, initial, cells, **settings)
     if not symmetric:
         return Match(forward, None)
     # the fixed cells as the initial transform places them in the moving world, where the other direction is inverted
     placed = Grid(fixed.grid.shape, initial.matrix @ fixed.grid.affine)
-    backward = one_way(moving, fixed, initial.inverse(), (moving_mask, fixed_mask), **settings).inverse(placed)
+    backward = one_way(moving, fixed, initial.inverse(), cells[::-1], **settings).inverse(placed)
     there, back = _in_cells(forward), _in_cells(backward)  # in cells, because in mm they are of two worlds
     apart_mm = _in_mm(there - back, fixed.grid).vectors_mm.square().sum(0).sqrt()
-    return Match(_in_mm(unfolded((there + back) / 2, kernels_for(there.device)), fixed.grid), apart_mm)
+    return Match(_in_mm(unfolded((there + back) / 2, kernels), fixed.grid), apart_mm)
 
 
 def one_way(
     fixed: FeatureMap,
     moving: FeatureMap,
     initial: AffineTransform,
-    masks,
+    cells: tuple[Cells, Cells],
     *,
     coarse_spacing_mm: float,
     search_radius_mm: float,
@@ -77,60 +80,41 @@ def one_way(
     smoothness: float,
     smoothing_passes: int,
 ) -> DisplacementField:
-    """ConvexAdam from the fixed to the moving image; see register_features.
+    """ConvexAdam from the fixed to the moving image, whose features are in `cells`; see register_features.
 
     The search looks search_radius_mm around, in blocks of coarse_spacing_mm; each further round halves both and starts from the
     last field. Adam then refines at the fixed cells for `iterations` steps of `learning_rate` cells, and folds are smoothed
     away. smoothness weighs the diffusion regulariser against features scaled so that unrelated cells differ by 1.
     """
     kernels = kernels_for(fixed.values.device)
-    cells = comparable_cells(fixed, moving, masks)
     matrix = cell_to_cell(fixed, moving, initial)
     spacing = np.array(fixed.grid.spacing_mm)
-    field = torch.zeros(*fixed.grid.shape, 3, device=fixed.values.device)
+    field = torch.zeros(3, *fixed.grid.shape, device=fixed.values.device)
     for r in range(rounds):
         factor, radius = blocks_and_radius(spacing, fixed.grid.shape, coarse_spacing_mm / 2**r, search_radius_mm / 2**r)
-        field = search(*cells, matrix, field, factor, radius, kernels, masks)
+        field = search(*cells, matrix, field, factor, radius, kernels)
     weights = smoothness * (spacing[None, :] / spacing[:, None]) ** 2  # of mm per mm, as if the cells were cubes
     weights = torch.as_tensor(weights, dtype=torch.float32, device=field.device)
-    field = optimise(*cells, matrix, field, weights, iterations, learning_rate, smoothing_passes, kernels, masks)
+    field = optimise(*cells, matrix, field, weights, iterations, learning_rate, smoothing_passes, kernels)
     return _in_mm(unfolded(field, kernels), fixed.grid)
 
 
 def _in_mm(field: torch.Tensor, grid: Grid) -> DisplacementField:
-    """A field (X, Y, Z, 3) in cells of grid as a displacement field."""
+    """A field (3, X, Y, Z) in cells of grid as a displacement field."""
     linear = torch.as_tensor(grid.affine[:3, :3].copy(), dtype=torch.float32, device=field.device)
-    return DisplacementField(torch.einsum("ij,xyzj->ixyz", linear, field).contiguous(), grid)
+    return DisplacementField(torch.einsum("ij,jxyz->ixyz", linear, field), grid)
 
 
 def _in_cells(field: DisplacementField) -> torch.Tensor:
-    """The vectors of a field (X, Y, Z, 3) in cells of its grid."""
+    """The vectors of a field (3, X, Y, Z) in cells of its grid."""
     linear = np.linalg.inv(field.grid.affine[:3, :3])
     linear = torch.as_tensor(linear, dtype=torch.float32, device=field.vectors_mm.device)
-    return torch.einsum("ij,jxyz->xyzi", linear, field.vectors_mm).contiguous()
+    return torch.einsum("ij,jxyz->ixyz", linear, field.vectors_mm)
 
 
 def kernels_for(device: torch.device) -> ModuleType:
     """The kernels that run on a device: compiled ones on the CPU, torch elsewhere."""
     return kernels_cpu if device.type == "cpu" else kernels_torch
-
-
-def comparable_cells(fixed: FeatureMap, moving: FeatureMap, masks) -> list[torch.Tensor]:
-    """Both maps channels last, (X, Y, Z, F), about 0 and such that unrelated cells differ by 1; 0 outside a mask."""
-    values = [f.values.float() for f in (fixed, moving)]
-    counted = [v.flatten(1) if mask is None else v[:, mask] for v, mask in zip(values, masks)]
-    middle = ((counted[0].mean(1) + counted[1].mean(1)) / 2).view(-1, 1, 1, 1)  # a large offset would cost digits
-    scale = feature_scale(*counted)
-    cells = [(v - middle) / scale if mask is None else (v - middle) / scale * mask for v, mask in zip(values, masks)]
-    return [c.permute(1, 2, 3, 0).contiguous() for c in cells]
-
-
-def feature_scale(fixed: torch.Tensor, moving: torch.Tensor) -> float:
-    """Root mean squared distance of a fixed to an unrelated moving cell, (F, ...) each, from means and variances."""
-    fixed, moving = fixed.flatten(1), moving.flatten(1)
-    between = (fixed.mean(1) - moving.mean(1)).square().sum()
-    squared = between + fixed.var(1, correction=0).sum() + moving.var(1, correction=0).sum()
-    return max(float(squared) ** 0.5, 1e-12)
 
 
 def cell_to_cell(fixed: FeatureMap, moving: FeatureMap, initial: AffineTransform) -> np.ndarray:

@@ -38,11 +38,11 @@ def diffeomorphic(field: DisplacementField) -> Diffeomorphism:
     velocity = logarithm(field)
     for _ in range(SMOOTHINGS):
         flows = [exponential(velocity), exponential(velocity, -1)]
-        folds = may_fold(_channels_last(flows[0])) | may_fold(_channels_last(flows[1]))
+        folds = may_fold(flows[0].in_voxels(field.grid)) | may_fold(flows[1].in_voxels(field.grid))
         if not folds.any():
             return Diffeomorphism(*flows, distance_mm=_mean_distance(flows[0].vectors_mm, field.vectors_mm))
         kernels = kernels_for(folds.device)
-        share = kernels.smooth(folds.float()[..., None].contiguous(), 3).mul_(8).clamp_(max=1)[..., 0]
+        share = kernels.smooth(folds.float()[None], 3).mul_(8).clamp_(max=1)
         velocity = DisplacementField(torch.lerp(velocity.vectors_mm, _smoothed(velocity.vectors_mm, 2), share), field.grid)
     raise ValueError(f"{int(folds.sum())} cells of the diffeomorphic field still fold after {SMOOTHINGS} smoothings; "
                      "leave --diffeomorphic out, or regularise more strongly.")  # fmt: skip
@@ -70,7 +70,7 @@ def logarithm(field: DisplacementField) -> DisplacementField:
 
 def exponential(velocity: DisplacementField, time: float = 1.0) -> DisplacementField:
     """Where the flow of a velocity field carries each voxel within `time` (-1: back), by scaling and squaring."""
-    longest = float(_channels_last(velocity).norm(dim=-1).max()) * abs(time)  # voxels
+    longest = float(velocity.in_voxels(velocity.grid).norm(dim=0).max()) * abs(time)  # voxels
     squarings = max(0, math.ceil(math.log2(max(longest / LARGEST_STEP, 1e-12))))
     flow = DisplacementField(velocity.vectors_mm * (time / 2**squarings), velocity.grid)
     for _ in range(squarings):
@@ -79,13 +79,13 @@ def exponential(velocity: DisplacementField, time: float = 1.0) -> DisplacementF
 
 
 def may_fold(field: torch.Tensor) -> torch.Tensor:
-    """Voxels (X, Y, Z) bool of the cells in which the interpolated map x + field(x), (X, Y, Z, 3), may turn inside out.
+    """Voxels (X, Y, Z) bool of the cells in which the interpolated map x + field(x), (3, X, Y, Z), may turn inside out.
 
     Within a cell the derivative along an axis lies among those of the cell's four edges along it, and the determinant is
     linear in each of the three: it is at least the smallest of the 64 that edges give. None marked: it folds nowhere, not
     outside either, where the edge value counts.
     """
-    field = F.pad(field.permute(3, 0, 1, 2)[None], [1] * 6, mode="replicate")[0].permute(1, 2, 3, 0)
+    field = F.pad(field[None], [1] * 6, mode="replicate")[0].permute(1, 2, 3, 0)
     edges = [_edges(field, axis) for axis in range(3)]
     slope = sum(torch.stack([e.square().sum(-1) for e in along]).amax(0) for along in edges)
     steep = slope >= (1 - LEAST_JACOBIAN) ** 2  # below, the determinant cannot reach 0: the field is a contraction
@@ -113,14 +113,9 @@ def _edges(field: torch.Tensor, axis: int) -> list[torch.Tensor]:
             for i, j in product((0, 1), repeat=2)]  # fmt: skip
 
 
-def _channels_last(field: DisplacementField) -> torch.Tensor:
-    """The vectors in voxels of their own grid, (X, Y, Z, 3)."""
-    return field.in_voxels(field.grid).permute(1, 2, 3, 0).contiguous()
-
-
 def _smoothed(vectors: torch.Tensor, passes: int) -> torch.Tensor:
     """(3, X, Y, Z) after box filters."""
-    return kernels_for(vectors.device).smooth(vectors.permute(1, 2, 3, 0).contiguous(), passes).permute(3, 0, 1, 2).contiguous()
+    return kernels_for(vectors.device).smooth(vectors, passes)
 
 
 def _mean_distance(one: torch.Tensor, other: torch.Tensor) -> float:

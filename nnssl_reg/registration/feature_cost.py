@@ -6,7 +6,7 @@ from nnssl_reg.geometry.affine import AffineTransform
 from nnssl_reg.geometry.displacement import DisplacementField
 from nnssl_reg.geometry.image import FeatureMap
 from nnssl_reg.geometry.sampling import inside, sample_voxels, to_voxels
-from nnssl_reg.registration.convex_adam import feature_scale
+from nnssl_reg.registration.cells import feature_scale
 
 
 def warped_features(

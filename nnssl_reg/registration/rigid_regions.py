@@ -163,7 +163,7 @@ def _grown(box: tuple[slice, ...], margin_mm: float, grid: Grid) -> tuple[slice,
 def _without_folds(vectors: torch.Tensor, free: torch.Tensor, grid: Grid) -> tuple[torch.Tensor, int]:
     """The field in mm (3, X, Y, Z) with folds smoothed away where it is free, and how many voxels stay folded there."""
     linear = torch.as_tensor(grid.affine[:3, :3].copy(), dtype=torch.float32)
-    cells = torch.einsum("ij,jxyz->xyzi", torch.linalg.inv(linear), vectors).contiguous()
+    cells = torch.einsum("ij,jxyz->ixyz", torch.linalg.inv(linear), vectors)
     folds = folded_cells(cells) & free
     if not folds.any():
         return vectors, 0
@@ -174,6 +174,7 @@ def _without_folds(vectors: torch.Tensor, free: torch.Tensor, grid: Grid) -> tup
         tuple(slice(part.start + 4 * (part.start > 0), part.stop - 4 * (part.stop < n)) for part, n in zip(box, free.shape))
     ] = True
     free = free & inner
-    cells[box] = unfolded(cells[box].contiguous(), kernels_for(cells.device), free[box])
-    smoothed = torch.einsum("ij,xyzj->ixyz", linear, cells)
+    boxed = (slice(None), *box)
+    cells[boxed] = unfolded(cells[boxed].contiguous(), kernels_for(cells.device), free[box])
+    smoothed = torch.einsum("ij,jxyz->ixyz", linear, cells)
     return torch.where(free, smoothed, vectors).contiguous(), int((folded_cells(cells, 0.0) & free).sum())

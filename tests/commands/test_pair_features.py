@@ -12,7 +12,7 @@ from nnssl_reg.geometry.image import Image
 from nnssl_reg.imageio.images import read_image, write_image
 from nnssl_reg.planning.plans import ChannelPlan
 from nnssl_reg.pretraining.checkpoint import load_encoder
-from nnssl_reg.registration.convex_adam import feature_scale
+from nnssl_reg.registration.cells import feature_scale
 
 CPU = torch.device("cpu")
 

@@ -11,7 +11,8 @@ from nnssl_reg.features.mind import mind_features
 from nnssl_reg.geometry.affine import AffineTransform
 from nnssl_reg.geometry.grid import Grid
 from nnssl_reg.geometry.image import FeatureMap
-from nnssl_reg.registration.convex_adam import blocks_and_radius, cell_to_cell, convex_adam, feature_scale, register_features
+from nnssl_reg.registration.cells import feature_scale
+from nnssl_reg.registration.convex_adam import blocks_and_radius, cell_to_cell, convex_adam, register_features
 
 SAME_PLACE = AffineTransform.identity()
 SIZES = [(1, 30), (2, 36), (3, 48)]  # voxels per cell, voxels per axis

@@ -1,0 +1,191 @@
+"""The Adam step compiled for CPUs: gradient of the energy, box smoothing and update, each in one sweep over the field."""
+
+import numba
+import numpy as np
+
+from nnssl_reg.geometry.lattice_cpu import FAST, lattice_positions
+
+CHUNK = 16  # planes smoothed together by one core; the planes of the filter's halo are computed twice
+_at = np.uint64  # an unsigned index needs no check for being negative, without which loops become vectors
+_zero = np.float32(0)
+
+
+@numba.njit(fastmath=FAST, cache=True, error_model="numpy")
+def silence(live, index, steps, fractions, counts, mask):
+    """Set live to 0 where the fixed cell does not count (counts (Z), or none), or not all cells of the moving mask it needs."""
+    for z in range(live.shape[0]):
+        if counts.shape[0] > 0 and not counts[z]:
+            live[z] = 0
+        if mask.shape[0] > 0 and live[z] > 0:
+            u, v, w = fractions[0, z], fractions[1, z], fractions[2, z]
+            share, i = _zero, index[z]
+            for a in range(2):
+                for b in range(2):
+                    for c in range(2):
+                        weight = (u if a else 1 - u) * (v if b else 1 - v) * (w if c else 1 - w)
+                        if mask[i + a * steps[0, z] + b * steps[1, z] + c * steps[2, z]]:
+                            share += weight
+            if share <= np.float32(1 - 1e-4):
+                live[z] = 0
+
+
+@numba.njit(fastmath=FAST, cache=True, error_model="numpy")
+def _cost_slopes(fixed, moving, index, steps, fractions, live, channels, slopes):
+    """Half the derivative of the squared difference by the moving position, slopes (3, Z), for a row of cells.
+
+    fixed (Z * C), moving (X' * Y' * Z' * C); channels: a tuple of length C, which the compiler knows.
+    """
+    count = len(channels)
+    for z in range(live.shape[0]):
+        ga, gb, gc = _zero, _zero, _zero
+        if live[z] != 0:
+            u, v, w = fractions[0, z], fractions[1, z], fractions[2, z]
+            p00, here, k = _at(index[z] * count), _at(z * count), _at(steps[2, z] * count)
+            p01, p10 = p00 + _at(steps[1, z] * count), p00 + _at(steps[0, z] * count)
+            p11 = p10 + _at(steps[1, z] * count)
+            for channel in range(count):
+                n = _at(channel)
+                a00, a01 = np.float32(moving[p00 + n]), np.float32(moving[p01 + n])
+                a10, a11 = np.float32(moving[p10 + n]), np.float32(moving[p11 + n])
+                d00, d01 = np.float32(moving[p00 + k + n]) - a00, np.float32(moving[p01 + k + n]) - a01
+                d10, d11 = np.float32(moving[p10 + k + n]) - a10, np.float32(moving[p11 + k + n]) - a11
+                s00, s10 = a00 + w * d00, a10 + w * d10
+                e0, e1 = a01 + w * d01 - s00, a11 + w * d11 - s10
+                s0 = s00 + v * e0
+                slope = s10 + v * e1 - s0
+                difference = s0 + u * slope - np.float32(fixed[here + n])
+                q0, q1 = d00 + v * (d01 - d00), d10 + v * (d11 - d10)
+                ga += difference * slope
+                gb += difference * (e0 + u * (e1 - e0))
+                gc += difference * (q0 + u * (q1 - q0))
+            # in the outer half cell the value is constant, so it has no slope there
+            ga, gb, gc = ga if live[z] & 2 else _zero, gb if live[z] & 4 else _zero, gc if live[z] & 8 else _zero
+        slopes[0, z], slopes[1, z], slopes[2, z] = ga, gb, gc
+
+
+@numba.njit(fastmath=FAST, cache=True, error_model="numpy")
+def _add_difference(here, other, weight, out):
+    for z in range(here.shape[0]):
+        out[z] += weight * (here[z] - other[z])
+
+
+@numba.njit(fastmath=FAST, cache=True, error_model="numpy")
+def _add_diffusion(field, x, y, weights, gradient):
+    """Add the diffusion energy's derivative at the cells of row (x, y)."""
+    _, nx, ny, nz = field.shape
+    for c in range(3):
+        here, out = field[c, x, y], gradient[c, x, y]
+        if x > 0:
+            _add_difference(here, field[c, x - 1, y], 2 * weights[0, c], out)
+        if x < nx - 1:
+            _add_difference(here, field[c, x + 1, y], 2 * weights[0, c], out)
+        if y > 0:
+            _add_difference(here, field[c, x, y - 1], 2 * weights[1, c], out)
+        if y < ny - 1:
+            _add_difference(here, field[c, x, y + 1], 2 * weights[1, c], out)
+        _add_difference(here[1:], here[: nz - 1], 2 * weights[2, c], out[1:])
+        _add_difference(here[: nz - 1], here[1:], 2 * weights[2, c], out[: nz - 1])
+
+
+@numba.njit(parallel=True, fastmath=FAST, cache=True, error_model="numpy")
+def energy_gradient(fixed, moving, limits, field, matrix, weights, unit, counts, mask, channels, gradient):
+    """See kernels_torch.energy_gradient; fixed, moving, counts and mask are flat, the last two empty if there are none."""
+    _, nx, ny, nz = field.shape
+    scale = np.float32(2) * unit * unit
+    for x in numba.prange(nx):
+        index, live, slopes = np.empty(nz, np.int32), np.empty(nz, np.int32), np.empty((3, nz), np.float32)
+        steps, fractions = np.empty((3, nz), np.int32), np.empty((3, nz), np.float32)
+        for y in range(ny):
+            start = (x * ny + y) * nz
+            rows = (field[0, x, y], field[1, x, y], field[2, x, y])
+            lattice_positions(rows, x, y, matrix, limits, index, steps, fractions, live)
+            if counts.shape[0] > 0 or mask.shape[0] > 0:
+                silence(live, index, steps, fractions, counts[start : start + nz], mask)
+            row = fixed[start * len(channels) : (start + nz) * len(channels)]
+            _cost_slopes(row, moving, index, steps, fractions, live, channels, slopes)
+            for c in range(3):
+                m0, m1, m2 = scale * matrix[0, c], scale * matrix[1, c], scale * matrix[2, c]
+                out = gradient[c, x, y]
+                for z in range(nz):
+                    out[z] = m0 * slopes[0, z] + m1 * slopes[1, z] + m2 * slopes[2, z]
+            _add_diffusion(field, x, y, weights, gradient)
+
+
+@numba.njit(fastmath=FAST, cache=True, error_model="numpy")
+def mirrored(i, count):
+    """The cell that stands at place i of a row of `count`, mirrored at the outer faces of its ends again and again."""
+    i = i % (2 * count)
+    return i if i < count else 2 * count - 1 - i
+
+
+@numba.njit(fastmath=FAST, cache=True, error_model="numpy")
+def _smooth_plane(plane, taps, padded, rows, out):
+    """Convolve a plane (Y, Z) along both axes with symmetric taps; padded (Z + taps - 1) and rows (Y, Z) are scratch."""
+    ny, nz = plane.shape
+    half = taps.shape[0] // 2
+    for y in range(ny):
+        row, values = rows[y], plane[y]
+        padded[half : half + nz] = values
+        for i in range(half):
+            padded[i], padded[half + nz + i] = values[mirrored(i - half, nz)], values[mirrored(nz + i, nz)]
+        row[:] = 0
+        for t in range(taps.shape[0]):
+            shifted, weight = padded[t : t + nz], taps[t]
+            for z in range(nz):
+                row[z] += weight * shifted[z]
+    for y in range(ny):
+        target = out[y]
+        target[:] = 0
+        for t in range(taps.shape[0]):
+            other, weight = rows[mirrored(y + t - half, ny)], taps[t]
+            for z in range(nz):
+                target[z] += weight * other[z]
+
+
+@numba.njit(fastmath=FAST, cache=True, error_model="numpy")
+def _sum_planes(ring, first, taps, out):
+    """Sum of the planes of a ring (T, Y * Z), the `first` one weighted by taps[0]."""
+    out[:] = 0
+    for t in range(taps.shape[0]):
+        plane, weight = ring[(first + t) % taps.shape[0]], taps[t]
+        for i in range(out.shape[0]):
+            out[i] += weight * plane[i]
+
+
+@numba.njit(fastmath=FAST, cache=True, error_model="numpy")
+def _adam(parameter, gradient, first, second, rate, correction1, correction2):
+    """One Adam step in place on flat arrays."""
+    for i in range(parameter.shape[0]):
+        g = gradient[i]
+        m = np.float32(0.9) * first[i] + np.float32(0.1) * g
+        v = np.float32(0.999) * second[i] + np.float32(0.001) * g * g
+        first[i], second[i] = m, v
+        parameter[i] -= rate * (m / correction1) / (np.sqrt(v / correction2) + np.float32(1e-8))
+
+
+@numba.njit(parallel=True, fastmath=FAST, cache=True, error_model="numpy")
+def smooth_sweep(values, taps, out, moments, adam):
+    """Convolve (K, X, Y, Z) along its axes with symmetric taps, mirrored at the outer faces.
+
+    adam: empty, and out becomes the result; or (rate, 1 - beta1^t, 1 - beta2^t), and the result is the gradient of an Adam step
+    of out, with moments (2, K, X, Y, Z).
+    """
+    channels, nx, ny, nz = values.shape
+    half, chunks = taps.shape[0] // 2, (nx + CHUNK - 1) // CHUNK
+    for job in numba.prange(channels * chunks):
+        c, start = job // chunks, (job % chunks) * CHUNK
+        ring, rows = np.empty((taps.shape[0], ny, nz), np.float32), np.empty((ny, nz), np.float32)
+        padded, plane = np.empty(nz + 2 * half, np.float32), np.empty(ny * nz, np.float32)
+        flat = ring.reshape(taps.shape[0], ny * nz)
+        for x in range(start - half, min(start + CHUNK, nx) + half):
+            _smooth_plane(values[c, mirrored(x, nx)], taps, padded, rows, ring[(x - start + half) % taps.shape[0]])
+            done = x - half
+            if done < start:
+                continue
+            target = out[c, done].reshape(ny * nz)
+            if adam.shape[0] == 0:
+                _sum_planes(flat, done - start, taps, target)
+            else:
+                _sum_planes(flat, done - start, taps, plane)
+                first, second = moments[0, c, done].reshape(ny * nz), moments[1, c, done].reshape(ny * nz)
+                _adam(target, plane, first, second, adam[0], adam[1], adam[2])

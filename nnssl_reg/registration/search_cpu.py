@@ -1,0 +1,136 @@
+"""The dense search compiled for CPUs: block means of warped features, cost volume, its smoothing, and coupled argmin."""
+
+import numba
+import numpy as np
+
+from nnssl_reg.geometry.lattice_cpu import FAST, lattice_positions
+from nnssl_reg.registration.adam_cpu import mirrored, silence
+
+RUN = 1024  # values convolved together: a row of such runs stays in the second cache level
+
+
+@numba.njit(fastmath=FAST, cache=True, error_model="numpy")
+def _add_row(moving, index, steps, fractions, live, size, channels, sums, counts):
+    """Add the features of a row of cells, and how many are live, to its blocks of `size`: sums (B, C), counts (B)."""
+    n = len(channels)
+    for z in range(live.shape[0]):
+        if live[z] == 0:
+            continue
+        block = sums[z // size]
+        counts[z // size] += 1
+        u, v, w = fractions[0, z], fractions[1, z], fractions[2, z]
+        for a in range(2):
+            for b in range(2):
+                for c in range(2):
+                    weight = (u if a else 1 - u) * (v if b else 1 - v) * (w if c else 1 - w)
+                    cell = index[z] + a * steps[0, z] + b * steps[1, z] + c * steps[2, z]
+                    values = moving[cell * n : (cell + 1) * n]
+                    for i in range(n):
+                        block[i] += weight * values[i]
+
+
+@numba.njit(parallel=True, fastmath=FAST, cache=True, error_model="numpy")
+def block_means(moving, limits, field, matrix, unit, mask, factor, radius, channels, out, valid):
+    """See kernels_torch.block_means; moving and mask are flat, the mask empty if there is none; out (X', Y', Z', C)."""
+    _, nx, ny, nz = field.shape
+    blocks_x, blocks_y, blocks_z, n = out.shape
+    cells = factor[0] * factor[1] * factor[2]
+    length, margin = blocks_z * factor[2], np.int32(radius[2] * factor[2])
+    nothing = np.empty(0, np.bool_)
+    for bx in numba.prange(blocks_x):
+        index, live = np.empty(length, np.int32), np.empty(length, np.int32)
+        steps, fractions = np.empty((3, length), np.int32), np.empty((3, length), np.float32)
+        row, counts = np.empty((3, length), np.float32), np.empty(blocks_z, np.int64)
+        for by in range(blocks_y):
+            sums = out[bx, by]
+            sums[:] = 0
+            counts[:] = 0
+            for a in range(factor[0] * factor[1]):
+                x = (bx - radius[0]) * factor[0] + a // factor[1]
+                y = (by - radius[1]) * factor[1] + a % factor[1]
+                inner_x, inner_y = min(max(x, 0), nx - 1), min(max(y, 0), ny - 1)
+                for c in range(3):
+                    line = field[c, inner_x, inner_y]
+                    for z in range(length):
+                        row[c, z] = line[min(max(z - margin, 0), nz - 1)] - (margin if c == 2 else 0)
+                lattice_positions((row[0], row[1], row[2]), x, y, matrix, limits, index, steps, fractions, live)
+                if mask.shape[0] > 0:
+                    silence(live, index, steps, fractions, nothing, mask)
+                _add_row(moving, index, steps, fractions, live, factor[2], channels, sums, counts)
+            for bz in range(blocks_z):
+                valid[bx, by, bz] = 2 * counts[bz] >= cells
+                share = unit / max(counts[bz], 1)
+                for i in range(n):
+                    sums[bz, i] *= share
+
+
+@numba.njit(parallel=True, fastmath=FAST, cache=True, error_model="numpy")
+def cost_volume(fixed, moving, valid, counts, radius, out):
+    """See kernels_torch.cost_volume, without its smoothing: fixed (X, Y, Z, C), out (X, Y, Z, K)."""
+    r0, r1, r2 = radius
+    channels = fixed.shape[3]
+    for x in numba.prange(fixed.shape[0]):
+        for y in range(fixed.shape[1]):
+            for z in range(fixed.shape[2]):
+                f, row = fixed[x, y, z], out[x, y, z]
+                if not counts[x, y, z]:
+                    row[:] = 0
+                    continue
+                k, known, total = 0, 0, np.float32(0)
+                for i in range(2 * r0 + 1):
+                    for j in range(2 * r1 + 1):
+                        for l in range(2 * r2 + 1):  # noqa: E741
+                            if valid[x + i, y + j, z + l]:
+                                m = moving[x + i, y + j, z + l]
+                                s = np.float32(0)
+                                for n in range(channels):
+                                    s += (f[n] - m[n]) * (f[n] - m[n])
+                                row[k] = s
+                                total += s
+                                known += 1
+                            else:
+                                row[k] = -1
+                            k += 1
+                mean = total / known if known else np.float32(0)
+                for k in range(row.shape[0]):
+                    if row[k] < 0:
+                        row[k] = mean
+
+
+@numba.njit(parallel=True, fastmath=FAST, cache=True, error_model="numpy")
+def smooth_middle(values, taps):
+    """Convolve (A, N, B) along N, in place, with symmetric taps, mirrored at the outer faces of the edge cells."""
+    outer, count, inner = values.shape
+    half, runs = taps.shape[0] // 2, (inner + RUN - 1) // RUN
+    for job in numba.prange(outer * runs):
+        a, start = job // runs, (job % runs) * RUN
+        stop = min(start + RUN, inner)
+        before = values[a, :, start:stop].copy()
+        for n in range(count):
+            row = values[a, n, start:stop]
+            row[:] = 0
+            for t in range(taps.shape[0]):
+                other, weight = before[mirrored(n + t - half, count)], taps[t]
+                for k in range(row.shape[0]):
+                    row[k] += weight * other[k]
+
+
+@numba.njit(parallel=True, fastmath=FAST, cache=True, error_model="numpy")
+def coupled_argmin(cost, displacements, field, weight, out):
+    """See kernels_torch.coupled_argmin: cost (X, Y, Z, K), displacements (K, 3), field and out (3, X, Y, Z)."""
+    count = displacements.shape[0]
+    for x in numba.prange(cost.shape[0]):
+        for y in range(cost.shape[1]):
+            for z in range(cost.shape[2]):
+                row = cost[x, y, z]
+                a, b, c = field[0, x, y, z], field[1, x, y, z], field[2, x, y, z]
+                best, winner, nearest = np.float32(np.inf), 0, np.float32(np.inf)
+                for k in range(count):
+                    d0, d1, d2 = displacements[k, 0], displacements[k, 1], displacements[k, 2]
+                    value = row[k] + weight * ((d0 - a) * (d0 - a) + (d1 - b) * (d1 - b) + (d2 - c) * (d2 - c))
+                    if value <= best:
+                        length = d0 * d0 + d1 * d1 + d2 * d2
+                        if value < best or length < nearest:
+                            best, winner, nearest = value, k, length
+                for axis in range(3):
+                    out[axis, x, y, z] = displacements[winner, axis]
