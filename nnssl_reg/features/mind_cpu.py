@@ -1,4 +1,8 @@
-"""MIND-SSC on the CPU, straight onto the cells of its grid: no tensor of all channels at full resolution."""
+"""MIND-SSC on the CPU, straight onto the cells of its grid: no tensor of all channels at full resolution.
+
+The twelve pairs of neighbours have six differences of position: the squared differences of the image and itself so shifted,
+summed over boxes, hold the distance of two pairs each, at two places. They are made plane by plane.
+"""
 
 import math
 
@@ -6,113 +10,180 @@ import numba
 import numpy as np
 
 _FAST = {"contract", "reassoc", "nsz"}
-CHUNK = 16  # planes of cells computed together by one core; each chunk computes 2 radius planes twice
+CHUNK = 24  # planes of voxels computed together by one core; the margin's planes are computed twice
+_LOG2_E, _LN_2 = np.float32(1 / math.log(2)), np.float32(math.log(2))
+_one = np.float32(1)
 
 
 @numba.njit(fastmath=_FAST, cache=True, error_model="numpy")
-def _boxed_plane(padded, x, pairs, radius, dilation, row, out):
-    """Sums over boxes in y and z of the squared differences of each pair in plane x (counted with the box's margin).
+def _boxed_plane(padded, x, shift, starts, radius, row, out):
+    """Sums over boxes in y and z of the squared differences of a plane and the image shifted, out (Y', Z').
 
-    padded: image with margins of radius + dilation; pairs (K, 2, 3); row (Z + 2 radius); out (K, Y, Z).
+    padded: the image with margins; x: of the plane in it; starts: where its rows and columns begin; row: scratch.
     """
     out[:] = 0
-    count, rows, length = out.shape
-    for k in range(count):
-        ax, ay, az = x + dilation * (1 + pairs[k, 0, 0]), dilation * (1 + pairs[k, 0, 1]), dilation * (1 + pairs[k, 0, 2])
-        bx, by, bz = x + dilation * (1 + pairs[k, 1, 0]), dilation * (1 + pairs[k, 1, 1]), dilation * (1 + pairs[k, 1, 2])
-        for y in range(rows + 2 * radius):
-            a, b = padded[ax, ay + y, az : az + row.shape[0]], padded[bx, by + y, bz : bz + row.shape[0]]
-            for z in range(row.shape[0]):
-                row[z] = (a[z] - b[z]) * (a[z] - b[z])
-            for target in range(max(0, y - 2 * radius), min(rows, y + 1)):
-                line = out[k, target]
-                for step in range(2 * radius + 1):
-                    for z in range(length):
-                        line[z] += row[z + step]
+    rows, length = out.shape
+    for y in range(rows + 2 * radius):
+        a = padded[x, starts[0] + y, starts[1] : starts[1] + row.shape[0]]
+        other = starts[1] + shift[2]
+        b = padded[x + shift[0], starts[0] + shift[1] + y, other : other + row.shape[0]]
+        for z in range(row.shape[0]):
+            row[z] = (a[z] - b[z]) * (a[z] - b[z])
+        for target in range(max(0, y - 2 * radius), min(rows, y + 1)):
+            line = out[target]
+            for step in range(2 * radius + 1):
+                shifted = row[step : step + length]
+                for z in range(length):
+                    line[z] += shifted[z]
 
 
 @numba.njit(fastmath=_FAST, cache=True, error_model="numpy")
-def _contrast(planes, y, scale, distances, least, variance):
-    """Distances (K, Z) of row y less their least, and the mean of that over the pairs, from the planes of a box."""
+def _next_plane(padded, x, shifts, radius, dilation, row, boxed, sums):
+    """Sums over whole boxes around plane x - radius, from those in y and z of the last planes; of all shifts.
+
+    boxed (6, 2 radius + 1, Y', Z') ring of planes, of which that of x is made here; sums (6, dilation + 1, Y', Z') another.
+    """
+    width, margin = 2 * radius + 1, radius + dilation
+    for s in range(shifts.shape[0]):
+        starts = (margin - radius - max(0, shifts[s, 1]), margin - radius - max(0, shifts[s, 2]))
+        _boxed_plane(padded, x + margin, shifts[s], starts, radius, row, boxed[s, (x + margin) % width])
+        total = sums[s, (x - radius + margin) % (dilation + 1)]
+        total[:] = boxed[s, 0]
+        for other in range(1, width):
+            plane = boxed[s, other]
+            for y in range(total.shape[0]):
+                for z in range(total.shape[1]):
+                    total[y, z] += plane[y, z]
+
+
+@numba.njit(fastmath=_FAST, cache=True, error_model="numpy")
+def _contrast(sums, x, y, places, margin, scale, distances, least, variance):
+    """Distances (12, Z) of row (x, y) less their least, and the mean of that over the pairs.
+
+    places (12, 4): which shift each pair is of, and where its sums lie relative to the voxel: planes before, rows, columns on.
+    """
     count, length = distances.shape
-    distances[:] = 0
-    for k in range(count):
-        for p in range(planes.shape[0]):
-            for z in range(length):
-                distances[k, z] += planes[p, k, y, z]
-    least[:] = distances[0]
     variance[:] = 0
     for k in range(count):
+        s, before, down, right = places[k, 0], places[k, 1], places[k, 2], places[k, 3]
+        values = sums[s, (x - before + margin) % sums.shape[1], y + down, right : right + length]
+        row = distances[k]
         for z in range(length):
-            least[z] = min(least[z], distances[k, z])
-            variance[z] += distances[k, z]
+            row[z] = values[z]
+            variance[z] += values[z]
+    least[:] = distances[0]
+    for k in range(1, count):
+        row = distances[k]
+        for z in range(length):
+            least[z] = min(least[z], row[z])
     for z in range(length):
         variance[z] = (variance[z] / count - least[z]) * scale
-    for k in range(count):
-        for z in range(length):
-            distances[k, z] = (distances[k, z] - least[z]) * scale
 
 
 @numba.njit(parallel=True, fastmath=_FAST, cache=True, error_model="numpy")
-def _mean_variance(padded, shape, pairs, radius, dilation):
+def _mean_variance(padded, shape, shifts, places, radius, dilation):
     """Mean over all voxels of the mean over the pairs of D - min D."""
-    chunks = (shape[0] + CHUNK - 1) // CHUNK
-    sums = np.zeros(chunks)
+    chunks, margin = (shape[0] + CHUNK - 1) // CHUNK, radius + dilation
+    totals = np.zeros(chunks)
     for chunk in numba.prange(chunks):
-        planes = np.empty((2 * radius + 1, pairs.shape[0], shape[1], shape[2]), np.float32)
-        row = np.empty(shape[2] + 2 * radius, np.float32)
-        distances = np.empty((pairs.shape[0], shape[2]), np.float32)
+        boxed = np.empty((len(shifts), 2 * radius + 1, shape[1] + dilation, shape[2] + dilation), np.float32)
+        sums = np.empty((len(shifts), dilation + 1, shape[1] + dilation, shape[2] + dilation), np.float32)
+        row, distances = np.empty(shape[2] + dilation + 2 * radius, np.float32), np.empty((len(places), shape[2]), np.float32)
         least, variance = np.empty(shape[2], np.float32), np.empty(shape[2], np.float32)
         scale = np.float32(1 / (2 * radius + 1) ** 3)
         first, last = chunk * CHUNK, min((chunk + 1) * CHUNK, shape[0])
-        for x in range(first, last + 2 * radius):
-            _boxed_plane(padded, x, pairs, radius, dilation, row, planes[x % (2 * radius + 1)])
-            if x < first + 2 * radius:
+        for x in range(first - margin, last + radius):
+            _next_plane(padded, x, shifts, radius, dilation, row, boxed, sums)
+            if x < first + radius:
                 continue
             for y in range(shape[1]):
-                _contrast(planes, y, scale, distances, least, variance)
-                sums[chunk] += np.sum(variance)
-    return np.sum(sums) / (shape[0] * shape[1] * shape[2])
+                _contrast(sums, x - radius, y, places, margin, scale, distances, least, variance)
+                totals[chunk] += np.sum(variance)
+    return np.sum(totals) / (shape[0] * shape[1] * shape[2])
+
+
+@numba.njit(fastmath=_FAST, cache=True, error_model="numpy")
+def _add_exponentials(distances, least, rate, fraction, exponent, out):
+    """Add exp((distance - least) * rate), rate <= 0, to out (12, Z): 2^n from the bits of a float, the rest by its series."""
+    power = exponent.view(np.float32)
+    for k in range(distances.shape[0]):
+        row, line = distances[k], out[k]
+        for z in range(row.shape[0]):
+            t = max((row[z] - least[z]) * rate[z] * _LOG2_E, np.float32(-126))
+            n = np.rint(t)
+            f = (t - n) * _LN_2  # at most 0.35, where seven terms are exact to 1e-7
+            series = _one + f * (np.float32(1 / 5) + f * np.float32(1 / 30))
+            series = _one + f * np.float32(1 / 3) * (_one + f * np.float32(1 / 4) * series)
+            fraction[z] = _one + f * (_one + f * np.float32(1 / 2) * series)
+            exponent[z] = (np.int32(n) + np.int32(127)) << np.int32(23)
+        for z in range(row.shape[0]):
+            line[z] += fraction[z] * power[z]
 
 
 @numba.njit(parallel=True, fastmath=_FAST, cache=True, error_model="numpy")
-def _features(padded, pairs, radius, dilation, low, high, extra, stride, out):
-    """exp(-D / V) averaged over cells of `stride` voxels into out (K, X', Y', Z'); V kept within low..high, plus extra."""
-    count, cells = out.shape[0], out.shape[1:]
+def _features(padded, shifts, places, radius, dilation, low, high, extra, stride, out):
+    """exp(-D / V) averaged over cells of `stride` voxels into out (12, X', Y', Z'); V kept within low..high, plus extra."""
+    count, cells, margin = out.shape[0], out.shape[1:], radius + dilation
     rows, length = cells[1] * stride[1], cells[2] * stride[2]
     per_chunk = (CHUNK + stride[0] - 1) // stride[0]
+    scale, share = np.float32(1 / (2 * radius + 1) ** 3), np.float32(1 / (stride[0] * stride[1] * stride[2]))
     for chunk in numba.prange((cells[0] + per_chunk - 1) // per_chunk):
-        planes = np.empty((2 * radius + 1, count, rows, length), np.float32)
-        row = np.empty(length + 2 * radius, np.float32)
-        distances = np.empty((count, length), np.float32)
-        least, variance = np.empty(length, np.float32), np.empty(length, np.float32)
-        scale = np.float32(1 / (2 * radius + 1) ** 3)
-        share = np.float32(1 / (stride[0] * stride[1] * stride[2]))
+        boxed = np.empty((len(shifts), 2 * radius + 1, rows + dilation, length + dilation), np.float32)
+        sums = np.empty((len(shifts), dilation + 1, rows + dilation, length + dilation), np.float32)
+        row, distances = np.empty(length + dilation + 2 * radius, np.float32), np.empty((count, length), np.float32)
+        least, variance, fraction = np.empty(length, np.float32), np.empty(length, np.float32), np.empty(length, np.float32)
+        exponent, along = np.empty(length, np.int32), np.empty((cells[1], count, length), np.float32)
         first, last = chunk * per_chunk * stride[0], min((chunk + 1) * per_chunk, cells[0]) * stride[0]
-        out[:, first // stride[0] : last // stride[0]] = 0
-        for x in range(first, last + 2 * radius):
-            _boxed_plane(padded, x, pairs, radius, dilation, row, planes[x % (2 * radius + 1)])
-            if x < first + 2 * radius:
+        for x in range(first - margin, last + radius):
+            _next_plane(padded, x, shifts, radius, dilation, row, boxed, sums)
+            here = x - radius
+            if here < first:
                 continue
-            i = (x - 2 * radius) // stride[0]
+            if here % stride[0] == 0:
+                along[:] = 0
             for y in range(rows):
-                _contrast(planes, y, scale, distances, least, variance)
+                _contrast(sums, here, y, places, margin, scale, distances, least, variance)
                 for z in range(length):
-                    variance[z] = np.float32(-1) / (min(max(variance[z], low), high) + extra)
-                for k in range(count):
-                    cell = out[k, i, y // stride[1]]
-                    for z in range(length):
-                        cell[z // stride[2]] += share * np.exp(distances[k, z] * variance[z])
+                    variance[z] = -scale / (min(max(variance[z], low), high) + extra)
+                _add_exponentials(distances, least, variance, fraction, exponent, along[y // stride[1]])
+            if here % stride[0] == stride[0] - 1:
+                _pool(along, share, stride[2], out[:, here // stride[0]])
+
+
+@numba.njit(fastmath=_FAST, cache=True, error_model="numpy")
+def _pool(along, share, stride, out):
+    """Sums of runs of `stride` along the last axis of (Y', 12, Z) times share, into out (12, Y', Z')."""
+    for j in range(along.shape[0]):
+        for k in range(along.shape[1]):
+            row, line = along[j, k], out[k, j]
+            for z in range(line.shape[0]):
+                total = row[z * stride]
+                for step in range(1, stride):
+                    total += row[z * stride + step]
+                line[z] = total * share
+
+
+def _shifts_and_places(pairs, dilation: int) -> tuple[np.ndarray, np.ndarray]:
+    """The six differences of position, the first step of each forward, and of each pair what _contrast says."""
+    shifts, places = [], []
+    for pair in pairs:
+        base, other = sorted(pair)  # so that the first step that differs is forward
+        shift = tuple(b - a for a, b in zip(base, other))
+        if shift not in shifts:
+            shifts.append(shift)
+        origin = [max(0, s) for s in shift[1:]]  # rows and columns before the voxel that its sums begin at
+        places.append((shifts.index(shift), -base[0], *(b + o for b, o in zip(base[1:], origin))))
+    return np.array(shifts) * dilation, np.array(places) * [1, dilation, dilation, dilation]
 
 
 def mind_cells(image: np.ndarray, pairs, radius: int, dilation: int, noise: float, stride) -> np.ndarray:
     """What mind.mind_ssc computes, averaged over cells: image (X, Y, Z) float32 -> (12, X', Y', Z') float32."""
     padded = np.pad(image, radius + dilation, mode="edge")
-    pairs = np.asarray(pairs, dtype=np.int64)
-    mean = float(_mean_variance(padded, image.shape, pairs, radius, dilation))
+    shifts, places = _shifts_and_places(pairs, dilation)
+    mean = float(_mean_variance(padded, image.shape, shifts, places, radius, dilation))
     low, high = max(mean * 1e-3, float(np.finfo(np.float32).tiny)), max(mean * 1e3, 1e-30)
     out = np.empty((len(pairs), *(n // s for n, s in zip(image.shape, stride))), np.float32)
     if math.prod(out.shape):
         limits = (np.float32(v) for v in (low, high, noise * mean))
-        _features(padded, pairs, radius, dilation, *limits, tuple(stride), out)
+        _features(padded, shifts, places, radius, dilation, *limits, tuple(stride), out)
     return out
