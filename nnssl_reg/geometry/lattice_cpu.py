@@ -24,7 +24,17 @@ def lattice_positions(rows, x, y, matrix, limits, index, steps, fractions, live)
     u, v, w = fractions[0], fractions[1], fractions[2]
     si, sj, sk = steps[0], steps[1], steps[2]
     m = matrix
-    m00, m01, m02, m10, m11, m12, m20, m21, m22 = m[0, 0], m[0, 1], m[0, 2], m[1, 0], m[1, 1], m[1, 2], m[2, 0], m[2, 1], m[2, 2]
+    m00, m01, m02, m10, m11, m12, m20, m21, m22 = (
+        m[0, 0],
+        m[0, 1],
+        m[0, 2],
+        m[1, 0],
+        m[1, 1],
+        m[1, 2],
+        m[2, 0],
+        m[2, 1],
+        m[2, 2],
+    )
     m03, m13, m23 = m[0, 3], m[1, 3], m[2, 3]
     for z in range(index.shape[0]):
         px, py, pz = np.float32(x) + f0[z], np.float32(y) + f1[z], np.float32(z) + f2[z]

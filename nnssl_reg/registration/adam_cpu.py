@@ -36,13 +36,15 @@ def _cost_slopes(fixed, moving, index, steps, fractions, live, channels, slopes)
     fixed (Z * C), moving (X' * Y' * Z' * C); channels: a tuple of length C, which the compiler knows.
     """
     count = len(channels)
+    us, vs, ws, si, sj, sk = fractions[0], fractions[1], fractions[2], steps[0], steps[1], steps[2]
+    s0s, s1s, s2s = slopes[0], slopes[1], slopes[2]
     for z in range(live.shape[0]):
         ga, gb, gc = _zero, _zero, _zero
         if live[z] != 0:
-            u, v, w = fractions[0, z], fractions[1, z], fractions[2, z]
-            p00, here, k = _at(index[z] * count), _at(z * count), _at(steps[2, z] * count)
-            p01, p10 = p00 + _at(steps[1, z] * count), p00 + _at(steps[0, z] * count)
-            p11 = p10 + _at(steps[1, z] * count)
+            u, v, w = us[z], vs[z], ws[z]
+            p00, here, k = _at(index[z]) * _at(count), _at(z) * _at(count), _at(sk[z]) * _at(count)
+            p01, p10 = p00 + _at(sj[z]) * _at(count), p00 + _at(si[z]) * _at(count)
+            p11 = p10 + _at(sj[z]) * _at(count)
             for channel in range(count):
                 n = _at(channel)
                 a00, a01 = np.float32(moving[p00 + n]), np.float32(moving[p01 + n])
@@ -60,38 +62,35 @@ def _cost_slopes(fixed, moving, index, steps, fractions, live, channels, slopes)
                 gc += difference * (q0 + u * (q1 - q0))
             # in the outer half cell the value is constant, so it has no slope there
             ga, gb, gc = ga if live[z] & 2 else _zero, gb if live[z] & 4 else _zero, gc if live[z] & 8 else _zero
-        slopes[0, z], slopes[1, z], slopes[2, z] = ga, gb, gc
+        s0s[z], s1s[z], s2s[z] = ga, gb, gc
 
 
 @numba.njit(fastmath=FAST, cache=True, error_model="numpy")
-def _add_difference(here, other, weight, out):
-    for z in range(here.shape[0]):
-        out[z] += weight * (here[z] - other[z])
+def _row_gradient(field, c, x, y, slopes, pull, weights, out):
+    """Derivative by component c of row (x, y): pull (3) times slopes (3, Z), and that of the diffusion energy, into out (Z).
 
-
-@numba.njit(fastmath=FAST, cache=True, error_model="numpy")
-def _add_diffusion(field, x, y, weights, gradient):
-    """Add the diffusion energy's derivative at the cells of row (x, y)."""
+    Beyond an edge stands the edge value, so that it has no difference to its neighbour.
+    """
     _, nx, ny, nz = field.shape
-    for c in range(3):
-        here, out = field[c, x, y], gradient[c, x, y]
-        if x > 0:
-            _add_difference(here, field[c, x - 1, y], 2 * weights[0, c], out)
-        if x < nx - 1:
-            _add_difference(here, field[c, x + 1, y], 2 * weights[0, c], out)
-        if y > 0:
-            _add_difference(here, field[c, x, y - 1], 2 * weights[1, c], out)
-        if y < ny - 1:
-            _add_difference(here, field[c, x, y + 1], 2 * weights[1, c], out)
-        _add_difference(here[1:], here[: nz - 1], 2 * weights[2, c], out[1:])
-        _add_difference(here[: nz - 1], here[1:], 2 * weights[2, c], out[: nz - 1])
+    here, s0, s1, s2 = field[c, x, y], slopes[0], slopes[1], slopes[2]
+    x0, x1 = field[c, max(x - 1, 0), y], field[c, min(x + 1, nx - 1), y]
+    y0, y1 = field[c, x, max(y - 1, 0)], field[c, x, min(y + 1, ny - 1)]
+    p0, p1, p2, w0, w1, w2 = pull[0], pull[1], pull[2], 2 * weights[0, c], 2 * weights[1, c], 2 * weights[2, c]
+    for z in range(nz):
+        twice = here[z] + here[z]
+        out[z] = p0 * s0[z] + p1 * s1[z] + p2 * s2[z] + w0 * (twice - x0[z] - x1[z]) + w1 * (twice - y0[z] - y1[z])
+    before, after, inner, middle = here[: nz - 2], here[2:], here[1 : nz - 1], out[1 : nz - 1]
+    for z in range(nz - 2):
+        middle[z] += w2 * (inner[z] + inner[z] - before[z] - after[z])
+    out[0] += w2 * (here[0] - here[min(1, nz - 1)])
+    out[nz - 1] += w2 * (here[nz - 1] - here[max(nz - 2, 0)])
 
 
 @numba.njit(parallel=True, fastmath=FAST, cache=True, error_model="numpy")
 def energy_gradient(fixed, moving, limits, field, matrix, weights, unit, counts, mask, channels, gradient):
     """See kernels_torch.energy_gradient; fixed, moving, counts and mask are flat, the last two empty if there are none."""
     _, nx, ny, nz = field.shape
-    scale = np.float32(2) * unit * unit
+    pull = np.float32(2) * unit * unit * matrix[:, :3]
     for x in numba.prange(nx):
         index, live, slopes = np.empty(nz, np.int32), np.empty(nz, np.int32), np.empty((3, nz), np.float32)
         steps, fractions = np.empty((3, nz), np.int32), np.empty((3, nz), np.float32)
@@ -104,11 +103,7 @@ def energy_gradient(fixed, moving, limits, field, matrix, weights, unit, counts,
             row = fixed[start * len(channels) : (start + nz) * len(channels)]
             _cost_slopes(row, moving, index, steps, fractions, live, channels, slopes)
             for c in range(3):
-                m0, m1, m2 = scale * matrix[0, c], scale * matrix[1, c], scale * matrix[2, c]
-                out = gradient[c, x, y]
-                for z in range(nz):
-                    out[z] = m0 * slopes[0, z] + m1 * slopes[1, z] + m2 * slopes[2, z]
-            _add_diffusion(field, x, y, weights, gradient)
+                _row_gradient(field, c, x, y, slopes, pull[:, c], weights, gradient[c, x, y])
 
 
 @numba.njit(fastmath=FAST, cache=True, error_model="numpy")

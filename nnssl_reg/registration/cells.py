@@ -1,4 +1,4 @@
-"""Two feature maps as cells that can be compared: channels last, centred, scaled, in the smallest type that keeps the result."""
+"""Feature maps as cells that can be compared: channels last, centred, scaled, in the smallest type that keeps the result."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from nnssl_reg.geometry.image import FeatureMap
 
 @dataclass(frozen=True, eq=False)
 class Cells:
-    """Features of one image: values (X, Y, Z, C) in units of `unit`, and where they count, (X, Y, Z) bool (None: everywhere)."""
+    """Features of one image: values (X, Y, Z, C) times `unit`; mask: where they count, (X, Y, Z) bool (None: everywhere)."""
 
     values: torch.Tensor
     unit: float = 1.0

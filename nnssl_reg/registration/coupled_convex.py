@@ -17,15 +17,15 @@ COST_SMOOTHING = 2  # box filters of 3 blocks
 def search(fixed: Cells, moving: Cells, matrix, field, factor, radius, kernels) -> torch.Tensor:
     """Search the displacement of blocks of cells around the current field, and return the field so improved.
 
-    matrix (3, 4): fixed cell -> moving cell; field (3, X, Y, Z) in fixed cells; factor: cells per block along each axis; radius:
-    search radius in blocks along each axis.
+    matrix (3, 4): fixed cell -> moving cell; field (3, X, Y, Z) in fixed cells; factor: cells per block along each axis;
+    radius: search radius in blocks along each axis.
     """
     blocks = match_blocks(fixed, moving, matrix, field, factor, radius, kernels)
     return compose(_upsample(blocks, factor, field.shape[1:]), field)
 
 
 def match_blocks(fixed: Cells, moving: Cells, matrix, field, factor, radius, kernels) -> torch.Tensor:
-    """The inverse consistent displacement of each block relative to the current field, (3, X', Y', Z') in blocks; see search."""
+    """The inverse consistent displacement of each block relative to the field, (3, X', Y', Z') in blocks; see search."""
     still = torch.zeros_like(field)
     fixed_blocks, fixed_counts = kernels.block_means(fixed, np.eye(4)[:3], still, factor, [0, 0, 0])
     moving_blocks, valid_blocks = kernels.block_means(moving, matrix, field, factor, radius)

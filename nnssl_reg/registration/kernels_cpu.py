@@ -8,6 +8,7 @@ import torch
 
 from nnssl_reg.registration import adam_cpu, search_cpu
 from nnssl_reg.registration.cells import Cells
+from nnssl_reg.registration.kernels_torch import displacements
 
 LARGEST = 32767  # of a 16-bit integer
 _NO_MASK = np.empty(0, np.bool_)
@@ -66,8 +67,8 @@ def block_means(cells: Cells, matrix, field, factor, radius) -> tuple[torch.Tens
     shape = [math.ceil(n / f) + 2 * r for n, f, r in zip(field.shape[1:], factor, radius)]
     means, valid = torch.empty(*shape, cells.values.shape[3]), torch.empty(*shape, dtype=torch.bool)
     search_cpu.block_means(
-        cells.values.view(-1).numpy(), cells.shape, field.contiguous().numpy(), matrix.astype(np.float32), np.float32(cells.unit),
-        _flat(cells.mask), tuple(factor), tuple(radius), _channels(cells), means.numpy(), valid.numpy(),
+        cells.values.view(-1).numpy(), cells.shape, field.contiguous().numpy(), matrix.astype(np.float32),
+        np.float32(cells.unit), _flat(cells.mask), tuple(factor), tuple(radius), _channels(cells), means.numpy(), valid.numpy(),
     )  # fmt: skip
     return means, valid
 
@@ -75,9 +76,11 @@ def block_means(cells: Cells, matrix, field, factor, radius) -> tuple[torch.Tens
 def cost_volume(fixed, moving, valid, counts, radius, passes: int) -> torch.Tensor:
     """See kernels_torch.cost_volume."""
     nx, ny, nz = fixed.shape[:3]
-    candidates = math.prod(2 * r + 1 for r in radius)
+    steps = displacements(radius).long() + torch.tensor(radius)
+    offsets = steps @ torch.tensor([moving.shape[1] * moving.shape[2], moving.shape[2], 1])
+    candidates = len(offsets)
     out = torch.empty(nx, ny, nz, candidates)
-    search_cpu.cost_volume(fixed.numpy(), moving.numpy(), valid.numpy(), counts.numpy(), tuple(radius), out.numpy())
+    search_cpu.cost_volume(*(t.numpy() for t in (fixed, moving, valid, counts, offsets, out)))
     for shape in ((1, nx, ny * nz * candidates), (nx, ny, nz * candidates), (nx * ny, nz, candidates)):
         search_cpu.smooth_middle(out.view(shape).numpy(), _taps(passes))
     return out
@@ -86,7 +89,9 @@ def cost_volume(fixed, moving, valid, counts, radius, passes: int) -> torch.Tens
 def coupled_argmin(cost, displacements, field, weight: float) -> torch.Tensor:
     """See kernels_torch.coupled_argmin."""
     out = torch.empty_like(field)
-    search_cpu.coupled_argmin(cost.numpy(), displacements.numpy(), field.numpy(), np.float32(weight), out.numpy())
+    search_cpu.coupled_argmin(
+        cost.numpy(), displacements.T.contiguous().numpy(), field.numpy(), np.float32(weight), out.numpy()
+    )
     return out
 
 

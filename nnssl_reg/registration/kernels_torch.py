@@ -3,6 +3,8 @@
 Features are channels last, (X, Y, Z, C); displacements are (3, X, Y, Z) in cells of the fixed lattice.
 """
 
+from itertools import product
+
 import torch
 import torch.nn.functional as F
 
@@ -103,14 +105,15 @@ def block_means(cells: Cells, matrix, field, factor, radius) -> tuple[torch.Tens
 
 
 def cost_volume(fixed, moving, valid, counts, radius, passes: int) -> torch.Tensor:
-    """Squared difference of each fixed cell to the moving cells around it -> (X, Y, Z, K), K displacements -r..r in C order.
+    """Squared difference of each fixed cell to the moving cells around it -> (X, Y, Z, K) for the K `displacements`.
 
     fixed (X, Y, Z, C); moving (X + 2 r0, Y + 2 r1, Z + 2 r2, C) has a margin of `radius` cells; where valid (moving's shape
     without C) is False the cost is the mean of the cell's valid ones: it neither pulls nor pushes. Cells that do not count
     (X, Y, Z) prefer nothing. The whole is smoothed over the cells as in `smooth`.
     """
     x, y, z, _ = fixed.shape
-    slices = [(slice(i, i + x), slice(j, j + y), slice(k, k + z)) for i, j, k in _offsets(radius)]
+    offsets = (displacements(radius).int() + torch.tensor(radius)).tolist()
+    slices = [(slice(i, i + x), slice(j, j + y), slice(k, k + z)) for i, j, k in offsets]
     cost = torch.stack([(fixed - moving[s]).square().sum(-1) for s in slices])
     known = torch.stack([valid[s] for s in slices])
     mean = (cost * known).sum(0) / known.sum(0).clamp(min=1)
@@ -118,23 +121,18 @@ def cost_volume(fixed, moving, valid, counts, radius, passes: int) -> torch.Tens
 
 
 def displacements(radius, device="cpu") -> torch.Tensor:
-    """The K displacements of a cost volume, (K, 3) cells."""
-    return torch.tensor(_offsets(radius), dtype=torch.float32, device=device) - torch.tensor(radius, device=device)
-
-
-def _offsets(radius):
-    widths = [range(2 * r + 1) for r in radius]
-    return [(i, j, k) for i in widths[0] for j in widths[1] for k in widths[2]]
+    """The K displacements of a cost volume, (K, 3) cells, the shortest first."""
+    steps = torch.tensor(list(product(*(range(-r, r + 1) for r in radius))), dtype=torch.float32)
+    return steps[steps.square().sum(-1).argsort(stable=True)].to(device)
 
 
 def coupled_argmin(cost, displacements, field, weight: float) -> torch.Tensor:
-    """The displacement d that minimises cost(x, d) + weight |d - field(x)|^2; of equals, the shortest.
+    """The displacement d that minimises cost(x, d) + weight |d - field(x)|^2; of equals, the first.
 
     cost (X, Y, Z, K), displacements (K, 3), field (3, X, Y, Z) -> (3, X, Y, Z).
     """
     out = torch.empty_like(field)
-    order = displacements.square().sum(-1).argsort(stable=True)
     for x in range(cost.shape[0]):  # one slab at a time keeps the (Y, Z, K, 3) differences small
         away = (displacements - field[:, x].permute(1, 2, 0)[:, :, None]).square().sum(-1)
-        out[:, x] = displacements[order[(cost[x] + weight * away)[..., order].argmin(-1)]].permute(2, 0, 1)
+        out[:, x] = displacements[(cost[x] + weight * away).argmin(-1)].permute(2, 0, 1)
     return out

@@ -65,10 +65,14 @@ def block_means(moving, limits, field, matrix, unit, mask, factor, radius, chann
 
 
 @numba.njit(parallel=True, fastmath=FAST, cache=True, error_model="numpy")
-def cost_volume(fixed, moving, valid, counts, radius, out):
-    """See kernels_torch.cost_volume, without its smoothing: fixed (X, Y, Z, C), out (X, Y, Z, K)."""
-    r0, r1, r2 = radius
+def cost_volume(fixed, moving, valid, counts, offsets, out):
+    """See kernels_torch.cost_volume, without its smoothing; offsets (K): of the displacements in moving's flat cells.
+
+    fixed (X, Y, Z, C), moving (X', Y', Z', C), out (X, Y, Z, K).
+    """
     channels = fixed.shape[3]
+    strides = (moving.shape[1] * moving.shape[2], moving.shape[2])
+    values, known = moving.reshape(-1), valid.reshape(-1)
     for x in numba.prange(fixed.shape[0]):
         for y in range(fixed.shape[1]):
             for z in range(fixed.shape[2]):
@@ -76,22 +80,19 @@ def cost_volume(fixed, moving, valid, counts, radius, out):
                 if not counts[x, y, z]:
                     row[:] = 0
                     continue
-                k, known, total = 0, 0, np.float32(0)
-                for i in range(2 * r0 + 1):
-                    for j in range(2 * r1 + 1):
-                        for l in range(2 * r2 + 1):  # noqa: E741
-                            if valid[x + i, y + j, z + l]:
-                                m = moving[x + i, y + j, z + l]
-                                s = np.float32(0)
-                                for n in range(channels):
-                                    s += (f[n] - m[n]) * (f[n] - m[n])
-                                row[k] = s
-                                total += s
-                                known += 1
-                            else:
-                                row[k] = -1
-                            k += 1
-                mean = total / known if known else np.float32(0)
+                corner, count, total = x * strides[0] + y * strides[1] + z, 0, np.float32(0)
+                for k in range(row.shape[0]):
+                    cell = corner + offsets[k]
+                    row[k] = -1
+                    if known[cell]:
+                        m = values[cell * channels : (cell + 1) * channels]
+                        s = np.float32(0)
+                        for n in range(channels):
+                            s += (f[n] - m[n]) * (f[n] - m[n])
+                        row[k] = s
+                        total += s
+                        count += 1
+                mean = total / max(count, 1)
                 for k in range(row.shape[0]):
                     if row[k] < 0:
                         row[k] = mean
@@ -115,22 +116,25 @@ def smooth_middle(values, taps):
                     row[k] += weight * other[k]
 
 
-@numba.njit(parallel=True, fastmath=FAST, cache=True, error_model="numpy")
+@numba.njit(parallel=True, fastmath=FAST | {"nnan"}, cache=True, error_model="numpy")
 def coupled_argmin(cost, displacements, field, weight, out):
-    """See kernels_torch.coupled_argmin: cost (X, Y, Z, K), displacements (K, 3), field and out (3, X, Y, Z)."""
-    count = displacements.shape[0]
+    """See kernels_torch.coupled_argmin: cost (X, Y, Z, K), displacements (3, K), field and out (3, X, Y, Z)."""
+    count = cost.shape[3]
+    d0, d1, d2 = displacements[0], displacements[1], displacements[2]
     for x in numba.prange(cost.shape[0]):
+        energy = np.empty(count, np.float32)
         for y in range(cost.shape[1]):
             for z in range(cost.shape[2]):
                 row = cost[x, y, z]
                 a, b, c = field[0, x, y, z], field[1, x, y, z], field[2, x, y, z]
-                best, winner, nearest = np.float32(np.inf), 0, np.float32(np.inf)
+                least = np.float32(np.inf)
                 for k in range(count):
-                    d0, d1, d2 = displacements[k, 0], displacements[k, 1], displacements[k, 2]
-                    value = row[k] + weight * ((d0 - a) * (d0 - a) + (d1 - b) * (d1 - b) + (d2 - c) * (d2 - c))
-                    if value <= best:
-                        length = d0 * d0 + d1 * d1 + d2 * d2
-                        if value < best or length < nearest:
-                            best, winner, nearest = value, k, length
-                for axis in range(3):
-                    out[axis, x, y, z] = displacements[winner, axis]
+                    energy[k] = row[k] + weight * (
+                        (d0[k] - a) * (d0[k] - a) + (d1[k] - b) * (d1[k] - b) + (d2[k] - c) * (d2[k] - c)
+                    )
+                for k in range(count):
+                    least = min(least, energy[k])
+                winner = 0
+                while winner < count - 1 and energy[winner] > least:
+                    winner += 1
+                out[0, x, y, z], out[1, x, y, z], out[2, x, y, z] = d0[winner], d1[winner], d2[winner]
