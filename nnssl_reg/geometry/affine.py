@@ -57,13 +57,17 @@ class AffineTransform:
 
     def as_field(self, grid: Grid) -> DisplacementField:
         """This transform as a displacement field on a (fixed) grid."""
-        points = grid.points_mm()
-        return DisplacementField(self.apply_dense(points) - points, grid)
+        return self.after(DisplacementField(torch.zeros(3, *grid.shape), grid))
 
     def after(self, deformation: DisplacementField) -> DisplacementField:
         """The total field p -> self(p + deformation(p)) on the deformation's grid."""
-        total = torch.empty_like(deformation.vectors_mm)
-        for x in range(deformation.grid.shape[0]):
-            points = deformation.grid.points_mm(x, x + 1, total.device)
-            total[:, x : x + 1] = self.apply_dense(points + deformation.vectors_mm[:, x : x + 1]) - points
+        found, affine = deformation.vectors_mm, deformation.grid.affine
+        linear = torch.as_tensor(self.matrix[:3, :3].copy(), dtype=found.dtype, device=found.device)
+        total = torch.einsum("ij,jxyz->ixyz", linear, found)
+        # at voxel (i, j, k) the transform itself moves a point by start + i * along[0] + j * along[1] + k * along[2]
+        moved = (self.matrix - np.eye(4)) @ affine
+        for axis, count in enumerate(deformation.grid.shape):
+            steps = np.outer(moved[:3, axis], np.arange(count)) + (moved[:3, 3:] if axis == 0 else 0)
+            shape = [3, *(count if a == axis else 1 for a in range(3))]
+            total += torch.as_tensor(steps.reshape(shape), dtype=found.dtype, device=found.device)
         return DisplacementField(total, deformation.grid)

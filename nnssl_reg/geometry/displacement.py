@@ -7,9 +7,9 @@ import torch
 
 from nnssl_reg.geometry.grid import Grid
 from nnssl_reg.geometry.image import Image
-from nnssl_reg.geometry.sampling import gather_nearest, sample_grid, sample_points, slabs, to_voxels
+from nnssl_reg.geometry.lattice_cpu import invert_lattice
+from nnssl_reg.geometry.sampling import sample_displaced, sample_grid, sample_points, slabs, to_voxels, warp_nearest
 
-_COARSE_INVERSE = 4  # voxels in one of the grid that an inverse starts from
 _INVERTED_MM = 1e-3  # an inverse that misses by less is done; float32 positions are good to some 1e-4
 
 
@@ -38,15 +38,10 @@ class DisplacementField:
         """
         fill = (0 if moving.is_label else float(moving.array.min())) if fill is None else fill
         device = self.vectors_mm.device
-        values = None if moving.is_label else torch.as_tensor(np.ascontiguousarray(moving.array), device=device)
-        out = np.empty((moving.array.shape[0], *self.grid.shape), dtype=moving.array.dtype)
-        for start, stop in slabs(self.grid.shape):
-            points = self.grid.points_mm(start, stop, device) + self.vectors_mm[:, start:stop]
-            if values is None:
-                out[:, start:stop] = gather_nearest(moving.array, moving.grid, points, fill)
-            else:
-                out[:, start:stop] = sample_points(values, moving.grid, points, fill=fill).cpu().numpy()
-        return Image(out, self.grid)
+        if moving.is_label:
+            return Image(warp_nearest(moving.array, moving.grid, self.vectors_mm, self.grid, fill), self.grid)
+        values = torch.as_tensor(np.ascontiguousarray(moving.array), device=device)
+        return Image(sample_displaced(values, moving.grid, self.vectors_mm, self.grid, fill).cpu().numpy(), self.grid)
 
     def apply_to_points(self, points_mm) -> np.ndarray:
         """Fixed points (N, 3) RAS mm -> the moving points they correspond to, (N, 3) float64."""
@@ -56,12 +51,8 @@ class DisplacementField:
 
     def compose(self, after: "DisplacementField") -> "DisplacementField":
         """p -> after(self(p)), on this field's grid: first this field, then `after` where it has led."""
-        vectors = torch.empty_like(self.vectors_mm)
-        for start, stop in slabs(self.grid.shape):
-            own = self.vectors_mm[:, start:stop]
-            points = self.grid.points_mm(start, stop, own.device) + own
-            vectors[:, start:stop] = own + sample_points(after.vectors_mm, after.grid, points)
-        return DisplacementField(vectors, self.grid)
+        beyond = sample_displaced(after.vectors_mm, after.grid, self.vectors_mm, self.grid)
+        return DisplacementField(beyond.add_(self.vectors_mm), self.grid)
 
     def inverse(self, grid: Grid, iterations: int = 30) -> "DisplacementField":
         """The field on the moving image's grid that leads back, by fixed-point iteration around the field's affine part.
@@ -70,13 +61,14 @@ class DisplacementField:
         overshoot are halved, which stronger fields need. A fold has no inverse.
         """
         vectors = torch.empty(3, *grid.shape, dtype=self.vectors_mm.dtype, device=self.vectors_mm.device)
-        coarse = None
-        if min(grid.shape) >= _COARSE_INVERSE * 8:  # a coarse inverse to start from leaves few iterations to the fine one
-            coarse = self.inverse(grid.with_spacing(_COARSE_INVERSE * np.array(grid.spacing_mm)), iterations)
+        if vectors.device.type == "cpu":
+            to_index = np.linalg.inv(self.grid.affine)
+            own, out = self.vectors_mm.contiguous().numpy(), vectors.numpy()
+            invert_lattice(own, to_index, np.array(grid.affine), self._way_back(), _INVERTED_MM / 10, iterations, out)
+            return DisplacementField(vectors, grid)
         for start, stop in slabs(grid.shape):
             points = grid.points_mm(start, stop, vectors.device)
-            guess = None if coarse is None else points + sample_points(coarse.vectors_mm, coarse.grid, points)
-            vectors[:, start:stop] = self._inverse_of(points, iterations, guess) - points
+            vectors[:, start:stop] = self._inverse_of(points, iterations) - points
         return DisplacementField(vectors, grid)
 
     def inverse_points(self, points_mm, iterations: int = 50) -> np.ndarray:
@@ -98,14 +90,15 @@ class DisplacementField:
         out[:3, :3], out[:3, 3] = linear, moved.mean(axis=0) - linear @ centre
         return out
 
-    def _inverse_of(self, points_mm: torch.Tensor, iterations: int, guess: torch.Tensor | None = None) -> torch.Tensor:
-        """The fixed points (3, ...) that this field leads to points_mm (3, ...), from a first guess of them."""
+    def _way_back(self) -> np.ndarray:
+        """The inverse of the affine part, (4, 4)."""
         affine = self.affine_part()
-        if abs(np.linalg.det(affine[:3, :3])) < 1e-3:  # a single slice tells nothing across it
-            affine = np.eye(4)
-        back = torch.as_tensor(np.linalg.inv(affine)).to(points_mm)
-        if guess is None:
-            guess = torch.einsum("ij,j...->i...", back[:3, :3], points_mm) + back[:3, 3].view(3, *[1] * (points_mm.ndim - 1))
+        return np.eye(4) if abs(np.linalg.det(affine[:3, :3])) < 1e-3 else np.linalg.inv(affine)  # a slice tells little
+
+    def _inverse_of(self, points_mm: torch.Tensor, iterations: int) -> torch.Tensor:
+        """The fixed points (3, ...) that this field leads to points_mm (3, ...)."""
+        back = torch.as_tensor(self._way_back()).to(points_mm)
+        guess = torch.einsum("ij,j...->i...", back[:3, :3], points_mm) + back[:3, 3].view(3, *[1] * (points_mm.ndim - 1))
         enough = _INVERTED_MM if points_mm.dtype == torch.float32 else 1e-6 * _INVERTED_MM
         kept, off = guess, points_mm - guess - sample_points(self.vectors_mm, self.grid, guess)
         step = torch.ones_like(points_mm[0])  # of each point

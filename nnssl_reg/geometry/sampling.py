@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from nnssl_reg.geometry.grid import Grid
 from nnssl_reg.geometry.image import Image
-from nnssl_reg.geometry.lattice_cpu import sample_lattice
+from nnssl_reg.geometry.lattice_cpu import sample_lattice, warp_lattice, warp_lattice_nearest
 
 _MODES = {"linear": "bilinear", "nearest": "nearest"}  # torch says bilinear for trilinear too
 
@@ -58,6 +58,40 @@ def sample_grid(values: torch.Tensor, grid: Grid, target: Grid, fill: float | No
     for start, stop in slabs(target.shape):
         out[:, start:stop] = sample_points(values, grid, target.points_mm(start, stop, values.device), fill=fill)
     return out
+
+
+def sample_displaced(values: torch.Tensor, grid: Grid, vectors_mm: torch.Tensor, target: Grid,
+                     fill: float | None = None) -> torch.Tensor:  # fmt: skip
+    """As sample_grid at the voxels of target moved by vectors_mm (3, *target.shape), on the same device."""
+    out = torch.empty(values.shape[0], *target.shape, dtype=values.dtype, device=values.device)
+    if values.device.type == "cpu" and values.dtype == vectors_mm.dtype == torch.float32:
+        fills = np.full(len(out), np.nan if fill is None else fill, np.float32)
+        maps = _linear_and_matrix(target, grid)
+        warp_lattice(values.contiguous().numpy(), vectors_mm.contiguous().numpy(), *maps, fills, out.numpy())
+        return out
+    for start, stop in slabs(target.shape):
+        points = target.points_mm(start, stop, values.device) + vectors_mm[:, start:stop]
+        out[:, start:stop] = sample_points(values, grid, points, fill=fill)
+    return out
+
+
+def warp_nearest(labels: np.ndarray, grid: Grid, vectors_mm: torch.Tensor, target: Grid, fill: int) -> np.ndarray:
+    """Labels (1, X, Y, Z) of any integer type at the voxels of target moved by vectors_mm; nearest, fill outside."""
+    out = np.empty((1, *target.shape), dtype=labels.dtype)
+    if vectors_mm.device.type == "cpu" and vectors_mm.dtype == torch.float32:
+        vectors, fill = vectors_mm.contiguous().numpy(), labels.dtype.type(fill)
+        warp_lattice_nearest(np.ascontiguousarray(labels[0]), vectors, *_linear_and_matrix(target, grid), fill, out[0])
+        return out
+    for start, stop in slabs(target.shape):
+        points = target.points_mm(start, stop, vectors_mm.device) + vectors_mm[:, start:stop]
+        out[:, start:stop] = gather_nearest(labels, grid, points, fill)
+    return out
+
+
+def _linear_and_matrix(target: Grid, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
+    """mm -> voxels of target (3, 3), and voxels of target -> voxels of grid (3, 4), float32."""
+    linear = np.linalg.inv(target.affine[:3, :3]).astype(np.float32)
+    return linear, (np.linalg.inv(grid.affine) @ target.affine)[:3].astype(np.float32)
 
 
 def resample_batch(values: torch.Tensor, matrices: torch.Tensor, shape) -> torch.Tensor:
@@ -114,11 +148,7 @@ def resample(image: Image, grid: Grid, fill: float | None = None, device: torch.
         sigma = [0.5 * math.sqrt(s * s - 1) if s > 1.01 else 0.0 for s in step_vox]  # FWHM close to the new voxel
         values = smooth_gaussian(values, sigma)
         return Image(sample_grid(values, image.grid, grid, fill).cpu().numpy(), grid)
-    out = np.empty((image.array.shape[0], *grid.shape), dtype=image.array.dtype)
-    for start, stop in slabs(grid.shape):
-        points = grid.points_mm(start, stop)
-        out[:, start:stop] = gather_nearest(image.array, image.grid, points, fill or 0)
-    return Image(out, grid)
+    return Image(warp_nearest(image.array, image.grid, torch.zeros(3, *grid.shape), grid, fill or 0), grid)
 
 
 def slabs(shape, voxels: int = 2**22):

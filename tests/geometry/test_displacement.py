@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy import ndimage
 
-from nnssl_reg.geometry import displacement
+from nnssl_reg.geometry import displacement, sampling
 from nnssl_reg.geometry.displacement import DisplacementField
 from nnssl_reg.geometry.grid import Grid
 from nnssl_reg.geometry.image import Image
@@ -146,28 +146,33 @@ def test_voxel_displacements_warp_the_array_as_the_field_does(fixed, moving, tex
     assert np.allclose(field.warp(image).array[0], theirs, atol=0.02)
 
 
-def test_work_in_slabs_gives_what_work_in_one_piece_gives(fixed, moving, textured_image, monkeypatch):
-    field, image = DisplacementField(waves(fixed.points_mm()), fixed), textured_image(moving)
+def test_compiled_code_gives_what_torch_gives_in_slabs(fixed, moving, textured_image, monkeypatch):
+    """Fields of double precision go the way of other devices."""
+    image, labels = (
+        textured_image(moving),
+        Image(np.arange(np.prod(moving.shape), dtype=np.int16).reshape(1, *moving.shape), moving),
+    )
+    field = DisplacementField(waves(fixed.points_mm()), fixed)
+    other = DisplacementField(field.vectors_mm.double(), fixed)
+    for module in (displacement, sampling):
+        monkeypatch.setattr(module, "slabs", lambda shape: [(x, min(x + 3, shape[0])) for x in range(0, shape[0], 3)])
+    for one, two in [(field.jacobian_determinant(), other.jacobian_determinant()), (field.on(moving), other.on(moving)),
+                     (field.compose(field), other.compose(other)), (field.in_voxels(moving), other.in_voxels(moving)),
+                     (field.warp(image), other.warp(image)), (field.warp(image, 7.0), other.warp(image, 7.0))]:  # fmt: skip
+        one, two = (getattr(v, "vectors_mm", getattr(v, "array", v)) for v in (one, two))
+        assert np.allclose(one, two, atol=2e-3 * max(1, np.abs(np.asarray(two)).max() / 100))
+    assert (field.warp(labels).array == other.warp(labels).array).mean() > 0.999  # but for points midway
 
-    def everything():
-        return [field.jacobian_determinant(), field.on(moving).vectors_mm, field.compose(field).vectors_mm,
-                field.in_voxels(moving), torch.as_tensor(field.warp(image).array)]  # fmt: skip
 
-    whole, inverse = everything(), field.inverse(fixed).vectors_mm
-    monkeypatch.setattr(displacement, "slabs", lambda shape: [(x, min(x + 3, shape[0])) for x in range(0, shape[0], 3)])
-    for a, b in zip(whole, everything()):
-        assert torch.allclose(a, b, atol=1e-4)
-    assert torch.allclose(field.inverse(fixed).vectors_mm, inverse, atol=1e-3)  # each slab stops when it is good enough
-
-
-def test_the_inverse_of_a_large_grid_starts_from_a_coarse_one_and_is_as_good(turned_grid):
+def test_the_inverse_on_a_grid_is_that_of_points(turned_grid):
     grid = turned_grid((40, 36, 33), 2.0, (10, -5, 20))
     field = DisplacementField(waves(grid.points_mm()), grid)
-    points = grid.index_to_world(np.random.default_rng(0).uniform(6, 26, (200, 3)))
-    there = field.apply_to_points(points)
+    index = np.random.default_rng(0).integers(3, 30, (200, 3))
+    there = grid.index_to_world(index)
     truth = field.inverse_points(there)
-    np.testing.assert_allclose(truth, points, atol=1e-6)
-    np.testing.assert_allclose(field.inverse(grid).apply_to_points(there), truth, atol=0.05)  # linear between voxels
+    np.testing.assert_allclose(field.apply_to_points(truth), there, atol=1e-6)
+    back = field.inverse(grid).vectors_mm[:, index[:, 0], index[:, 1], index[:, 2]].T.numpy()
+    np.testing.assert_allclose(there + back, truth, atol=1e-3)
 
 
 def test_the_inverse_is_found_where_the_field_stretches_threefold():
