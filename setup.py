@@ -33,6 +33,7 @@ setup(
         "blosc2>=3.0",
         "numba>=0.60",
         "scipy>=1.11",
+        "isal>=1.5",
         "safetensors>=0.4.3",
         "einops>=0.7",
         "tqdm>=4.66",

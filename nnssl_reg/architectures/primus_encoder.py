@@ -3,11 +3,7 @@
 from dataclasses import dataclass
 
 import torch
-from dynamic_network_architectures.building_blocks.eva import Eva
-from dynamic_network_architectures.building_blocks.patch_encode_decode import PatchEmbed
-from dynamic_network_architectures.initialization.weight_init import InitWeights_He
 from einops import rearrange
-from timm.layers import RotaryEmbeddingCat
 from torch import nn
 
 GRIDS_REMEMBERED = 16  # rotary embeddings kept: a few crop and window sizes, not every image's
@@ -40,6 +36,12 @@ class PrimusEncoder(nn.Module):
 
     def __init__(self, embed_dim: int, depth: int, num_heads: int, patch_size: tuple[int, int, int],
                  register_tokens: int = 4, drop_path_rate: float = 0.0):  # fmt: skip
+        # here, because these libraries take seconds to load, and registration with MIND needs none of them
+        from dynamic_network_architectures.building_blocks.eva import Eva
+        from dynamic_network_architectures.building_blocks.patch_encode_decode import PatchEmbed
+        from dynamic_network_architectures.initialization.weight_init import InitWeights_He
+        from timm.layers import RotaryEmbeddingCat
+
         super().__init__()
         head_dim = embed_dim // num_heads
         if embed_dim % num_heads or head_dim % 6:
