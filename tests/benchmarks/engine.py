@@ -2,8 +2,10 @@
 
     python tests/benchmarks/engine.py                        # ours alone, 96 to 256 voxels
     python tests/benchmarks/engine.py --peer PYTHON          # and the peer, run by a Python that has convexAdam installed
+    python tests/benchmarks/engine.py --roofline             # one Adam step beside what the machine could do at best
 
-Every measurement is a process of its own (peak memory is that process's), ours and the peer's take turns, medians are printed.
+Every measurement is a process of its own, ours and the peer's take turns, medians are printed. "before" is what the process
+held with libraries and volumes loaded and a small volume registered; "peak" the most it ever held.
 Both register the same two volumes: noise smoothed to structures of some voxels, and the same moved by a known smooth field.
 """
 
@@ -19,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-SHAPES = ((96, 96, 96), (128, 128, 128), (192, 160, 192), (256, 256, 256))
+SHAPES = ((96, 96, 96), (128, 128, 128), (192, 160, 192), (256, 256, 256), (384, 384, 384))
 AMPLITUDE = 6.0  # voxels, of the known displacement
 
 
@@ -103,14 +105,82 @@ def compare(shape, pythons: dict[str, str], repeats: int) -> None:
     inner = (slice(None), *(slice(n // 8, -n // 8) for n in shape))
     for method, measured in rows.items():
         seconds = statistics.median(r["seconds"] for r in measured)
-        peak = statistics.median(r["peak_gb"] for r in measured)
+        before, peak = (statistics.median(r[key] for r in measured) for key in ("before_gb", "peak_gb"))
         error = np.linalg.norm((fields[method] - truth)[inner], axis=0)
-        print(f"| {' x '.join(map(str, shape))} | {method} | {seconds:.2f} | {peak:.2f} | {error.mean():.3f} | "
+        print(f"| {' x '.join(map(str, shape))} | {method} | {seconds:.2f} | {before:.2f} | {peak:.2f} | {error.mean():.3f} | "
               f"{np.percentile(error, 95):.3f} |", flush=True)  # fmt: skip
     if len(rows) == 2:
         a, b = (np.linalg.norm((fields["nnssl_reg"] - fields["convexAdam"])[inner], axis=0), rows)
         ratio = statistics.median(q["seconds"] / p["seconds"] for p, q in zip(b["nnssl_reg"], b["convexAdam"]))
-        print(f"|  | ratio of times {ratio:.1f}; fields differ by {a.mean():.3f} voxels (mean) | | | | |", flush=True)
+        print(f"|  | ratio of times {ratio:.1f}; fields differ by {a.mean():.3f} voxels (mean) | | | | | |", flush=True)
+
+
+def roofline(shape=(96, 80, 96), channels: int = 12, repeats: int = 21) -> None:
+    """Time of the parts of one Adam step on a lattice of cells, beside the least bytes and operations they need.
+
+    Least bytes: both maps once in 16 bits, and of the field's vectors and moments what each part reads and writes once.
+    Operations: those of trilinear interpolation with its derivative, of three separable filters, and of Adam's formula.
+    """
+    import torch
+
+    from nnssl_reg.registration import kernels_cpu
+    from nnssl_reg.registration.cells import Cells
+
+    generator = torch.Generator().manual_seed(0)
+    maps = [Cells((6000 * torch.randn(*shape, channels, generator=generator)).short(), 1 / 3000) for _ in range(2)]
+    field = kernels_cpu.smooth(torch.randn(3, *shape, generator=generator), 3)
+    parameter, moments, weights = field.clone(), torch.zeros(2, *field.shape), torch.ones(3, 3)
+    bandwidth, operations = _ceilings()
+    print(f"measured ceilings: {bandwidth:.1f} GB/s (triad), {operations:.0f} GFLOP/s (multiply-add, float32)")
+    print("| part | ms | least MB | MFLOP | least ms by bytes | by operations |\n|---|---|---|---|---|---|")
+    parts = {
+        "gradient": (
+            lambda: kernels_cpu.energy_gradient(*maps, field, np.eye(4)[:3], weights),
+            4 * channels + 24,
+            39 * channels + 110,
+        ),
+        "smoothing": (lambda: kernels_cpu.smooth(field, 3), 24, 126),
+        "smoothing and update": (lambda: kernels_cpu.smooth_adam_step(parameter, field, moments, 3, 1.0, 2), 84, 171),
+    }
+    cells = shape[0] * shape[1] * shape[2]
+    for name, (function, size, flops) in parts.items():
+        ms = 1e3 * _median_seconds(function, repeats)
+        mb, mflop = cells * size / 1e6, cells * flops / 1e6
+        print(f"| {name} | {ms:.1f} | {mb:.0f} | {mflop:.0f} | {mb / bandwidth:.1f} | {mflop / operations:.1f} |", flush=True)
+
+
+def _ceilings() -> tuple[float, float]:
+    """Bandwidth of a = b + s c in GB/s, and multiply-adds on registers in GFLOP/s, both on all cores."""
+    import numba
+
+    @numba.njit(parallel=True, fastmath=True)
+    def triad(a, b, c):
+        for i in numba.prange(a.shape[0]):
+            a[i] = b[i] + np.float32(0.5) * c[i]
+
+    @numba.njit(parallel=True, fastmath=True)
+    def multiply_add(out, rounds):
+        for job in numba.prange(out.shape[0]):
+            sums = np.zeros(256, np.float32)
+            for _ in range(rounds):
+                for i in range(256):
+                    sums[i] = sums[i] * np.float32(0.999) + np.float32(0.5)
+            out[job] = sums.sum()
+
+    a, b, c = (np.ones(2**26, np.float32) for _ in range(3))
+    jobs, rounds = np.zeros(64), 200_000
+    bandwidth = 12 * 2**26 / _median_seconds(lambda: triad(a, b, c), 7) / 1e9
+    return bandwidth, 2 * 256 * rounds * len(jobs) / _median_seconds(lambda: multiply_add(jobs, rounds), 3) / 1e9
+
+
+def _median_seconds(function, repeats: int) -> float:
+    function()
+    times = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - started)
+    return statistics.median(times)
 
 
 def main() -> None:
@@ -118,13 +188,19 @@ def main() -> None:
     parser.add_argument("--peer", metavar="PYTHON", help="a Python that has convexAdam 0.2.0 installed")
     parser.add_argument("--shape", nargs=3, type=int, action="append", metavar="N", help="may be given several times")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--roofline", action="store_true", help="only the parts of an Adam step and the machine's ceilings")
     parser.add_argument("--measure", nargs=3, metavar=("METHOD", "DATA", "OUT"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.measure:
         measure(args.measure[0], *map(Path, args.measure[1:]))
         return
+    if args.roofline:
+        roofline()
+        return
     pythons = {"nnssl_reg": sys.executable} | ({"convexAdam": args.peer} if args.peer else {})
-    print("| voxels | method | s | peak GB | error mean, voxels | error 95 %, voxels |\n|---|---|---|---|---|---|")
+    print(
+        "| voxels | method | s | before GB | peak GB | error mean, voxels | error 95 %, voxels |\n|---|---|---|---|---|---|---|"
+    )
     for shape in args.shape or SHAPES:
         compare(tuple(shape), pythons, args.repeats)
 
