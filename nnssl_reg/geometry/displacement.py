@@ -7,7 +7,7 @@ import torch
 
 from nnssl_reg.geometry.grid import Grid
 from nnssl_reg.geometry.image import Image
-from nnssl_reg.geometry.lattice_cpu import invert_lattice
+from nnssl_reg.geometry.lattice_cpu import invert_lattice, jacobian_lattice
 from nnssl_reg.geometry.sampling import sample_displaced, sample_grid, sample_points, slabs, to_voxels, warp_nearest
 
 _INVERTED_MM = 1e-3  # an inverse that misses by less is done; float32 positions are good to some 1e-4
@@ -93,7 +93,10 @@ class DisplacementField:
     def _way_back(self) -> np.ndarray:
         """The inverse of the affine part, (4, 4)."""
         affine = self.affine_part()
-        return np.eye(4) if abs(np.linalg.det(affine[:3, :3])) < 1e-3 else np.linalg.inv(affine)  # a slice tells little
+        if abs(np.linalg.det(affine[:3, :3])) < 1e-3:  # a single slice tells nothing across it
+            return np.eye(4)
+        back = np.linalg.inv(affine)
+        return np.where(np.abs(back - np.eye(4)) < 1e-9, np.eye(4), back)  # no motion has no rounding either
 
     def _inverse_of(self, points_mm: torch.Tensor, iterations: int) -> torch.Tensor:
         """The fixed points (3, ...) that this field leads to points_mm (3, ...)."""
@@ -116,8 +119,11 @@ class DisplacementField:
     def jacobian_determinant(self) -> torch.Tensor:
         """Local change of volume det(d(p + u)/dp), (X, Y, Z): 1 keeps volume, <= 0 folds. Central differences."""
         linear = np.linalg.inv(self.grid.affine[:3, :3])
-        to_index = torch.as_tensor(linear, dtype=self.vectors_mm.dtype, device=self.vectors_mm.device)
         out = torch.empty(self.grid.shape, dtype=self.vectors_mm.dtype, device=self.vectors_mm.device)
+        if out.device.type == "cpu" and out.dtype == torch.float32:
+            jacobian_lattice(self.vectors_mm.contiguous().numpy(), linear.astype(np.float32), out.numpy())
+            return out
+        to_index = torch.as_tensor(linear, dtype=self.vectors_mm.dtype, device=self.vectors_mm.device)
         for start, stop in slabs(self.grid.shape):
             low, high = max(0, start - 1), min(self.grid.shape[0], stop + 1)  # one neighbour for the differences
             u = torch.einsum("ij,jxyz->ixyz", to_index, self.vectors_mm[:, low:high])

@@ -190,3 +190,37 @@ def invert_lattice(vectors, to_index, affine, back, enough, iterations, out):
                     if better:
                         g0, g1, g2, off0, off1, off2 = n0, n1, n2, m0, m1, m2
                 out[0, x, y, z], out[1, x, y, z], out[2, x, y, z] = g0 - p0, g1 - p1, g2 - p2
+
+
+@numba.njit(parallel=True, fastmath=FAST, cache=True, error_model="numpy")
+def jacobian_lattice(vectors, linear, out):
+    """Determinant of 1 + linear @ d vectors / d cell, central differences, one-sided at the ends; linear: mm -> cells."""
+    _, nx, ny, nz = vectors.shape
+    for x in numba.prange(nx):
+        m, slopes = (
+            np.empty((3, 3), np.float32),
+            np.empty((3, 3, nz), np.float32),
+        )  # slopes: of component c along axis a, in mm per cell
+        x0, x1 = max(x - 1, 0), min(x + 1, nx - 1)
+        for y in range(ny):
+            y0, y1 = max(y - 1, 0), min(y + 1, ny - 1)
+            for c in range(3):
+                here, dx, dy, dz = vectors[c, x, y], slopes[c, 0], slopes[c, 1], slopes[c, 2]
+                xa, xb, ya, yb = vectors[c, x0, y], vectors[c, x1, y], vectors[c, x, y0], vectors[c, x, y1]
+                sx, sy = np.float32(1 / max(x1 - x0, 1)), np.float32(1 / max(y1 - y0, 1))
+                for z in range(nz):
+                    dx[z], dy[z] = sx * (xb[z] - xa[z]), sy * (yb[z] - ya[z])
+                for z in range(nz):
+                    z0, z1 = max(z - 1, 0), min(z + 1, nz - 1)
+                    dz[z] = (here[z1] - here[z0]) / max(z1 - z0, 1)
+            for z in range(nz):
+                for a in range(3):
+                    for b in range(3):
+                        m[a, b] = (
+                            linear[a, 0] * slopes[0, b, z] + linear[a, 1] * slopes[1, b, z] + linear[a, 2] * slopes[2, b, z]
+                        )
+                    m[a, a] += 1
+                minor0 = m[1, 1] * m[2, 2] - m[1, 2] * m[2, 1]
+                minor1 = m[1, 0] * m[2, 2] - m[1, 2] * m[2, 0]
+                minor2 = m[1, 0] * m[2, 1] - m[1, 1] * m[2, 0]
+                out[x, y, z] = m[0, 0] * minor0 - m[0, 1] * minor1 + m[0, 2] * minor2

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from nnssl_reg.geometry.filters_cpu import convolve
 from nnssl_reg.geometry.grid import Grid
 from nnssl_reg.geometry.image import Image
 from nnssl_reg.geometry.lattice_cpu import sample_lattice, warp_lattice, warp_lattice_nearest
@@ -120,21 +121,30 @@ def gather_nearest(array: np.ndarray, grid: Grid, points_mm: torch.Tensor, fill)
 
 def smooth_gaussian(values: torch.Tensor, sigma_vox) -> torch.Tensor:
     """Separable Gaussian smoothing of (C, X, Y, Z), edges replicated; sigma_vox: one number per axis, 0 leaves an axis."""
-    for axis, sigma in enumerate(sigma_vox):
+    compiled = values.device.type == "cpu" and values.dtype == torch.float32
+    values = values.clone(memory_format=torch.contiguous_format) if compiled else values
+    for axis, sigma in enumerate(sigma_vox, start=1):
         if sigma <= 0:
             continue
         radius = max(1, math.ceil(3 * sigma))
         taps = torch.exp(-0.5 * (torch.arange(-radius, radius + 1) / sigma) ** 2)
-        taps = (taps / taps.sum()).tolist()
-        pad = [0] * 6
-        pad[2 * (2 - axis)] = pad[2 * (2 - axis) + 1] = radius  # F.pad counts from the last axis
-        padded, size = F.pad(values[:, None], pad, mode="replicate")[:, 0], values.shape[axis + 1]
-        values = padded.narrow(axis + 1, 0, size) * taps[0]
-        for shift, weight in enumerate(
-            taps[1:], start=1
-        ):  # a sum of shifted copies: conv3d with one channel is 20 times slower
-            values.add_(padded.narrow(axis + 1, shift, size), alpha=weight)
+        taps /= taps.sum()
+        if compiled:
+            convolve(values.numpy(), axis, taps.numpy(), mirror=False)
+        else:
+            values = _convolved(values, axis, taps.tolist())
     return values
+
+
+def _convolved(values: torch.Tensor, axis: int, taps: list[float]) -> torch.Tensor:
+    """(C, X, Y, Z) convolved along an axis: a sum of shifted copies, as conv3d with one channel is 20 times slower."""
+    pad = [0] * 6
+    pad[2 * (3 - axis)] = pad[2 * (3 - axis) + 1] = len(taps) // 2  # F.pad counts from the last axis
+    padded, size = F.pad(values[:, None], pad, mode="replicate")[:, 0], values.shape[axis]
+    out = padded.narrow(axis, 0, size) * taps[0]
+    for shift, weight in enumerate(taps[1:], start=1):
+        out.add_(padded.narrow(axis, shift, size), alpha=weight)
+    return out
 
 
 def resample(image: Image, grid: Grid, fill: float | None = None, device: torch.device | str = "cpu") -> Image:

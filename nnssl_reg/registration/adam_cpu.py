@@ -3,6 +3,7 @@
 import numba
 import numpy as np
 
+from nnssl_reg.geometry.filters_cpu import mirrored
 from nnssl_reg.geometry.lattice_cpu import FAST, lattice_positions
 
 CHUNK = 16  # planes smoothed together by one core; the planes of the filter's halo are computed twice
@@ -104,13 +105,6 @@ def energy_gradient(fixed, moving, limits, field, matrix, weights, unit, counts,
             _cost_slopes(row, moving, index, steps, fractions, live, channels, slopes)
             for c in range(3):
                 _row_gradient(field, c, x, y, slopes, pull[:, c], weights, gradient[c, x, y])
-
-
-@numba.njit(fastmath=FAST, cache=True, error_model="numpy")
-def mirrored(i, count):
-    """The cell that stands at place i of a row of `count`, mirrored at the outer faces of its ends again and again."""
-    i = i % (2 * count)
-    return i if i < count else 2 * count - 1 - i
 
 
 @numba.njit(fastmath=FAST, cache=True, error_model="numpy")

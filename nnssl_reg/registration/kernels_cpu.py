@@ -6,6 +6,7 @@ import numba
 import numpy as np
 import torch
 
+from nnssl_reg.geometry.filters_cpu import convolve
 from nnssl_reg.registration import adam_cpu, search_cpu
 from nnssl_reg.registration.cells import Cells
 from nnssl_reg.registration.kernels_torch import displacements
@@ -81,8 +82,8 @@ def cost_volume(fixed, moving, valid, counts, radius, passes: int) -> torch.Tens
     candidates = len(offsets)
     out = torch.empty(nx, ny, nz, candidates)
     search_cpu.cost_volume(*(t.numpy() for t in (fixed, moving, valid, counts, offsets, out)))
-    for shape in ((1, nx, ny * nz * candidates), (nx, ny, nz * candidates), (nx * ny, nz, candidates)):
-        search_cpu.smooth_middle(out.view(shape).numpy(), _taps(passes))
+    for axis in range(3):
+        convolve(out.numpy(), axis, _taps(passes), True)
     return out
 
 

@@ -1,12 +1,10 @@
-"""The dense search compiled for CPUs: block means of warped features, cost volume, its smoothing, and coupled argmin."""
+"""The dense search compiled for CPUs: block means of warped features, cost volume, and coupled argmin."""
 
 import numba
 import numpy as np
 
 from nnssl_reg.geometry.lattice_cpu import FAST, lattice_positions
-from nnssl_reg.registration.adam_cpu import mirrored, silence
-
-RUN = 1024  # values convolved together: a row of such runs stays in the second cache level
+from nnssl_reg.registration.adam_cpu import silence
 
 
 @numba.njit(fastmath=FAST, cache=True, error_model="numpy")
@@ -96,24 +94,6 @@ def cost_volume(fixed, moving, valid, counts, offsets, out):
                 for k in range(row.shape[0]):
                     if row[k] < 0:
                         row[k] = mean
-
-
-@numba.njit(parallel=True, fastmath=FAST, cache=True, error_model="numpy")
-def smooth_middle(values, taps):
-    """Convolve (A, N, B) along N, in place, with symmetric taps, mirrored at the outer faces of the edge cells."""
-    outer, count, inner = values.shape
-    half, runs = taps.shape[0] // 2, (inner + RUN - 1) // RUN
-    for job in numba.prange(outer * runs):
-        a, start = job // runs, (job % runs) * RUN
-        stop = min(start + RUN, inner)
-        before = values[a, :, start:stop].copy()
-        for n in range(count):
-            row = values[a, n, start:stop]
-            row[:] = 0
-            for t in range(taps.shape[0]):
-                other, weight = before[mirrored(n + t - half, count)], taps[t]
-                for k in range(row.shape[0]):
-                    row[k] += weight * other[k]
 
 
 @numba.njit(parallel=True, fastmath=FAST | {"nnan"}, cache=True, error_model="numpy")

@@ -1,0 +1,68 @@
+"""Convolution along one axis compiled for CPUs, in place."""
+
+import numba
+import numpy as np
+
+from nnssl_reg.geometry.lattice_cpu import FAST
+
+RUN = 1024  # values convolved together: a row of such runs stays in the second cache level
+
+
+@numba.njit(fastmath=FAST, cache=True, error_model="numpy")
+def mirrored(i, count):
+    """The cell that stands at place i of a row of `count`, mirrored at the outer faces of its ends again and again."""
+    i = i % (2 * count)
+    return i if i < count else 2 * count - 1 - i
+
+
+@numba.njit(fastmath=FAST, cache=True, error_model="numpy")
+def _add_shifted(before, weight, out):
+    for k in range(out.shape[0]):
+        out[k] += weight * before[k]
+
+
+@numba.njit(parallel=True, fastmath=FAST, cache=True, error_model="numpy")
+def _convolve_middle(values, taps, mirror):
+    """Convolve (A, N, B) along N."""
+    outer, count, inner = values.shape
+    half, runs = taps.shape[0] // 2, (inner + RUN - 1) // RUN
+    for job in numba.prange(outer * runs):
+        a, start = job // runs, (job % runs) * RUN
+        stop = min(start + RUN, inner)
+        before = values[a, :, start:stop].copy()
+        for n in range(count):
+            row = values[a, n, start:stop]
+            row[:] = 0
+            for t in range(taps.shape[0]):
+                i = n + t - half
+                i = mirrored(i, count) if mirror else min(max(i, 0), count - 1)
+                _add_shifted(before[i], taps[t], row)
+
+
+@numba.njit(parallel=True, fastmath=FAST, cache=True, error_model="numpy")
+def _convolve_last(values, taps, mirror):
+    """Convolve (A, N) along N."""
+    outer, count = values.shape
+    half = taps.shape[0] // 2
+    for a in numba.prange(outer):
+        row, padded = values[a], np.empty(count + 2 * half, np.float32)
+        padded[half : half + count] = row
+        for i in range(half):
+            padded[i] = row[mirrored(i - half, count)] if mirror else row[0]
+            padded[half + count + i] = row[mirrored(count + i, count)] if mirror else row[count - 1]
+        row[:] = 0
+        for t in range(taps.shape[0]):
+            _add_shifted(padded[t : t + count], taps[t], row)
+
+
+def convolve(values: np.ndarray, axis: int, taps: np.ndarray, mirror: bool) -> None:
+    """Convolve a C-ordered float32 array along an axis with symmetric taps, in place.
+
+    Beyond the ends stand the mirrored values (mirror), or else the end's own.
+    """
+    outer, count = int(np.prod(values.shape[:axis])), values.shape[axis]
+    inner = int(np.prod(values.shape[axis + 1 :]))
+    if inner == 1:
+        _convolve_last(values.reshape(outer, count), taps, mirror)
+    else:
+        _convolve_middle(values.reshape(outer, count, inner), taps, mirror)
