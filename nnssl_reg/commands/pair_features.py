@@ -4,7 +4,7 @@ import logging
 import math
 import threading
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -50,12 +50,15 @@ class Model:
 
 @dataclass(frozen=True)
 class ImageFeatures:
-    """An image as read, its MIND features, as the plan wants them and for the initial alignment, and, with a model, tokens."""
+    """An image as read, its MIND features as the plan wants them, and, with a model, tokens.
+
+    aligning: the MIND features of the initial alignment, once one was asked for.
+    """
 
     image: Image
     mind: FeatureMap
-    aligning: FeatureMap
     tokens: FeatureMap | None
+    aligning: FeatureMap | None = None
 
 
 class FeatureStore:
@@ -71,16 +74,22 @@ class FeatureStore:
         self._kept: OrderedDict[tuple[Path, str | None], ImageFeatures] = OrderedDict()
         self._lock = threading.Lock()  # of _kept, which `read` looks into from another thread
 
-    def of(self, name: str | Path, channel_name: str | None, image: Image | None = None) -> ImageFeatures:
+    def of(self, name: str | Path, channel_name: str | None, image: Image | None = None,
+           aligns: bool = True) -> ImageFeatures:  # fmt: skip
         """The features of an image: a file, read here without `image`, or one in memory that is called `name`.
 
-        channel_name ("CT", "MR") chooses the normalisation for a model.
+        channel_name ("CT", "MR") chooses the normalisation for a model; aligns: whether those of the initial alignment, too.
         """
         key = (Path(name).resolve(), channel_name)
         with self._lock:
             features = self._kept.get(key)
-        if features is None:
-            features = self._computed(self.read(Path(name)) if image is None else image, Path(name), channel_name)
+        if features is None or (aligns and features.aligning is None):
+            image = features.image if features else self.read(Path(name)) if image is None else image
+            upright = _upright(image)
+            features = features or self._computed(image, upright, Path(name), channel_name)
+            # flat places that say little would let backgrounds that overlap pass for patients that do
+            aligning = self._mind(upright, ALIGNING_SCALES, 0.0) if aligns else None
+            features = replace(features, aligning=aligning)
         with self._lock:
             self._kept[key] = features
             self._kept.move_to_end(key)
@@ -106,18 +115,16 @@ class FeatureStore:
         scales = [feature_scale(a.values, b.values) for a, b in (learned, mind)]
         return joined(learned, mind, scales, DINO_SHARE)
 
-    def _computed(self, image: Image, path: Path, channel_name: str | None) -> ImageFeatures:
-        upright = image.canonical()
-        if image.grid.obliqueness_degrees() > OBLIQUE_DEGREES:
-            upright = resample(image, image.grid.world_aligned(), fill=float(image.array.min()))
+    def _computed(self, image: Image, upright: Image, path: Path, channel_name: str | None) -> ImageFeatures:
+        noise = self.plan.mind_noise_ct if is_ct(channel_name or guess_modality(image)) else self.plan.mind_noise
+        mind = self._mind(upright, self.plan.mind_scales, noise)
+        tokens = None if self.kind == "mind" else self._tokens(upright, path, channel_name)
+        return ImageFeatures(image, mind, tokens)
+
+    def _mind(self, upright: Image, scales, noise: float) -> FeatureMap:
         grid = upright.grid.with_spacing(self.plan.mind_spacing_mm)
         values = torch.from_numpy(resample(upright, grid).array[0]).to(self.device)
-        noise = self.plan.mind_noise_ct if is_ct(channel_name or guess_modality(image)) else self.plan.mind_noise
-        mind = mind_features(values, grid, self.plan.mind_scales, noise, self.plan.mind_stride)
-        # flat places that say little would let backgrounds that overlap pass for patients that do
-        aligning = mind_features(values, grid, ALIGNING_SCALES, 0.0, self.plan.mind_stride)
-        tokens = None if self.kind == "mind" else self._tokens(upright, path, channel_name)
-        return ImageFeatures(image, mind, aligning, tokens)
+        return mind_features(values, grid, scales, noise, self.plan.mind_stride)
 
     def _tokens(self, image: Image, path: Path, channel_name: str | None) -> FeatureMap:
         plan = self.model.configuration.image
@@ -129,6 +136,15 @@ class FeatureStore:
         case = preprocess_image(image, plan, key)
         return encode(case.image, self.model.encoder, window_size=self.plan.window_size, device=self.device,
                       window_overlap=self.plan.window_overlap, token_shifts=self.plan.token_shifts)  # fmt: skip
+
+
+def _upright(image: Image) -> Image:
+    """An image with its axes along the world's: the same voxels where they lie so, else resampled."""
+    upright = image.canonical()
+    upright = Image(upright.array, upright.grid.rounded())
+    if upright.grid.obliqueness_degrees() <= OBLIQUE_DEGREES:
+        return upright
+    return resample(upright, upright.grid.world_aligned(), fill=float(image.array.min()))
 
 
 def _kept_bytes(device: torch.device) -> float:

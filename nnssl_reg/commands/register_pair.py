@@ -2,13 +2,14 @@
 
 import logging
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import torch
 
-from nnssl_reg.commands.pair_features import FeatureStore
+from nnssl_reg.commands.pair_features import FeatureStore, ImageFeatures
 from nnssl_reg.geometry.affine import AffineTransform
+from nnssl_reg.geometry.cropping import foreground_box
 from nnssl_reg.geometry.displacement import DisplacementField
 from nnssl_reg.geometry.grid import Grid
 from nnssl_reg.geometry.image import FeatureMap, Image
@@ -20,6 +21,7 @@ from nnssl_reg.registration.diffeomorphic import Diffeomorphism, diffeomorphic
 from nnssl_reg.registration.rigid_regions import RigidRegion, with_rigid_regions
 
 FAR_APART_MM = 500.0  # fields of view this far from overlapping hint at a wrong header
+LEAST_SEEN = 8  # voxels and cells along each axis that the initial alignment compares, however thin a mask
 
 
 @dataclass(frozen=True)
@@ -116,21 +118,31 @@ def register_pair(pair: ImagePair, store: FeatureStore, plan: RegistrationPlan, 
 
 def deform_pair(pair: ImagePair, store: FeatureStore, plan: RegistrationPlan,
                 alignment: InitialAlignment | None = None) -> DeformedPair:  # fmt: skip
-    """Features, initial alignment (if it is not given) and ConvexAdam. Raises ValueError where the images do not meet."""
-    clock = _Clock({"reading": round(pair.reading_seconds, 3)})
-    fixed, moving = (store.of(side.name, side.channel, side.image) for side in (pair.fixed, pair.moving))
+    """Features, initial alignment (if it is not given) and ConvexAdam. Raises ValueError where the images do not meet.
+
+    Both are found in worlds whose origin is the fixed image's centre: far from it float32 would lose digits, and differences
+    that small decide between matches that are as good.
+    """
+    clock, sides = _Clock({"reading": round(pair.reading_seconds, 3)}), (pair.fixed, pair.moving)
+    if alignment is None and plan.init == "identity":
+        alignment = InitialAlignment(AffineTransform.identity(), "identity", {})
+    fixed, moving = (store.of(side.name, side.channel, side.image, aligns=alignment is None) for side in sides)
     maps = store.pair(fixed, moving)
     clock.lap("features")
+    centre = fixed.image.grid.center_mm
     if alignment is None:
-        alignment = initial_alignment(plan.init, fixed.image, moving.image, fixed.aligning, moving.aligning)
+        (a, cells_a), (b, cells_b) = (_seen(side, found, centre) for side, found in zip(sides, (fixed, moving)))
+        alignment = _seen_from(-centre, initial_alignment(plan.init, a, b, cells_a, cells_b))
     _check_overlap(pair, alignment.transform)
     clock.lap("initial alignment")
     masks = {f"{name}_mask": _mask_of_cells(side, cells)
              for name, side, cells in (("fixed", pair.fixed, maps[0]), ("moving", pair.moving, maps[1]))}  # fmt: skip
     settings = {key: value for key, value in asdict(plan).items() if key != "init"}
-    found = register_features(*maps, initial=alignment.transform, **settings, **masks)
+    near = [FeatureMap(cells.values, cells.grid.seen_from(centre)) for cells in maps]
+    found = register_features(*near, initial=_seen_from(centre, alignment).transform, **settings, **masks)
     clock.lap("convex adam")
-    deformation = found.field.on(_covering(found.field.grid, fixed.image.grid))
+    field = DisplacementField(found.field.vectors_mm, maps[0].grid)
+    deformation = field.on(_covering(field.grid, fixed.image.grid))
     return DeformedPair((fixed.image, moving.image), alignment, deformation, maps, found.apart_mm, clock.seconds)
 
 
@@ -155,6 +167,37 @@ class _Clock:
         now = time.perf_counter()
         self.seconds[name] = round(now - self._last, 3)
         self._last = now
+
+
+def _seen(side: Side, features: ImageFeatures, centre: np.ndarray) -> tuple[Image, FeatureMap]:
+    """The image and the features that the initial alignment compares: of the box around the mask, if there is one.
+
+    In canonical axes, for what samples every few voxels gives the same however a file is stored; centre: their origin.
+    """
+    image, cells = features.image, features.aligning
+    if side.mask is not None:
+        image = image.cropped(_enough(foreground_box(side.mask.array[0] > 0), image.grid))
+        index = cells.grid.world_to_index(image.grid.corners_mm())
+        box = _enough(np.stack([np.ceil(index.min(0) - 0.5), np.floor(index.max(0) + 0.5) + 1], axis=1), cells.grid)
+        cells = FeatureMap(cells.values[(slice(None), *(slice(*part) for part in box))], cells.grid.cropped(box))
+    image = image.canonical()
+    near = Image(image.array, image.grid.rounded().seen_from(centre))
+    return near, FeatureMap(cells.values, cells.grid.seen_from(centre))
+
+
+def _seen_from(point_mm: np.ndarray, alignment: InitialAlignment) -> InitialAlignment:
+    """An alignment in worlds whose origin is a point of this one."""
+    there, back = AffineTransform.translation(point_mm), AffineTransform.translation(-point_mm)
+    return replace(alignment, transform=there.then(alignment.transform).then(back))
+
+
+def _enough(box, grid: Grid) -> np.ndarray:
+    """A box within a grid, grown where it has fewer than LEAST_SEEN voxels along an axis."""
+    low, high = np.clip(np.asarray(box, dtype=int).T, 0, grid.shape)
+    missing = np.maximum(LEAST_SEEN - (high - low), 0)
+    low = np.maximum(low - missing // 2, 0)
+    high = np.minimum(np.maximum(high + missing - missing // 2, low + LEAST_SEEN), grid.shape)
+    return np.stack([np.maximum(np.minimum(low, high - LEAST_SEEN), 0), high], axis=1)
 
 
 def _mask_of_cells(side: Side, cells: FeatureMap) -> torch.Tensor | None:

@@ -18,6 +18,7 @@ PANEL_IN = 2.6
 GRID_LINES = 24  # across the longer side of a plane
 CHECKERS = 8
 COLOURS = ("#e6194b", "#3cb44b", "#ffe119", "#4c8dff", "#f58231", "#46f0f0", "#f032e6", "#bcf60c", "#fabebe", "#9a6324")
+ENOUGH_CELLS = 50_000  # of an image, from which the colours of its features are found
 PANELS = (  # title, and what the names of its curves contain
     ("losses", ("loss",)),
     ("probe: share found within one token, error in mm (right)", ("probe_",)),
@@ -181,7 +182,7 @@ def component_colours(images: Sequence[Image], features: Sequence[FeatureMap]) -
         grey = sample_points(torch.from_numpy(np.ascontiguousarray(image.array)), image.grid, feature.grid.points_mm())
         rows.append(feature.values.float().cpu().numpy().reshape(feature.values.shape[0], -1).T)  # (N, F)
         masks.append(planes.foreground(grey[0].numpy()).ravel())
-    inside = np.concatenate([row[mask] if mask.any() else row for row, mask in zip(rows, masks)]).astype(np.float64)
+    inside = np.concatenate([_some(row[mask] if mask.any() else row) for row, mask in zip(rows, masks)]).astype(np.float64)
     mean = inside.mean(axis=0)
     _, vectors = np.linalg.eigh(np.cov(inside - mean, rowvar=False).reshape(inside.shape[1], -1))
     basis = vectors[:, ::-1][:, :3]
@@ -189,10 +190,16 @@ def component_colours(images: Sequence[Image], features: Sequence[FeatureMap]) -
     low, high = np.percentile((inside - mean) @ basis, (2, 98), axis=0)
     out = []
     for row, feature in zip(rows, features):
-        scaled = np.clip(((row - mean) @ basis - low) / np.maximum(high - low, 1e-12), 0, 1).astype(np.float32)
+        projected = row @ basis.astype(np.float32) - (mean @ basis).astype(np.float32)
+        scaled = np.clip((projected - low) / np.maximum(high - low, 1e-12), 0, 1).astype(np.float32)
         scaled = np.pad(scaled, ((0, 0), (0, 3 - scaled.shape[1])))  # fewer than three channels leave colours out
         out.append(Image(scaled.T.reshape(3, *feature.grid.shape), feature.grid).canonical())
     return out
+
+
+def _some(rows: np.ndarray) -> np.ndarray:
+    """Evenly spread rows, enough for the components."""
+    return rows[:: max(1, len(rows) // ENOUGH_CELLS)]
 
 
 def _draw_features(figure, image: Image, colours: Image, top: float, height: float, widths: Sequence[float]) -> None:

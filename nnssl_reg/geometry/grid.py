@@ -131,6 +131,19 @@ class Grid:
                 affine[:3, axis] *= -1
         return Grid(shape, affine)
 
+    def rounded(self) -> "Grid":
+        """This grid to about 0.001 mm, so that what float32 headers of the same image in other orders say becomes the same."""
+        affine = np.array(self.affine)
+        affine[:3, :3] = np.round(affine[:3, :3] * 2**17) / 2**17  # binary, because spacings such as 500 / 512 are
+        affine[:3, 3] = self.center_mm - affine[:3, :3] @ ((np.array(self.shape) - 1) / 2)
+        return Grid(self.shape, affine)
+
+    def seen_from(self, point_mm) -> "Grid":
+        """This grid in a world whose origin is a point of this one, to about 0.001 mm."""
+        affine = np.array(self.affine)
+        affine[:3, 3] = np.round((affine[:3, 3] - point_mm) * 2**10) / 2**10
+        return Grid(self.shape, affine)
+
     def obliqueness_degrees(self) -> float:
         """Largest angle between a canonical array axis and the world axis it runs along, degrees."""
         canonical = self.canonical()

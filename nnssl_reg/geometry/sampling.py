@@ -161,7 +161,7 @@ def resample(image: Image, grid: Grid, fill: float | None = None, device: torch.
     return Image(warp_nearest(image.array, image.grid, torch.zeros(3, *grid.shape), grid, fill or 0), grid)
 
 
-def slabs(shape, voxels: int = 2**22):
+def slabs(shape, voxels: int = 2**20):
     """Ranges (start, stop) along the first axis, each of about `voxels` voxels, so that work on slabs has bounded memory."""
     step = max(1, voxels // (shape[1] * shape[2]))
     return [(start, min(start + step, shape[0])) for start in range(0, shape[0], step)]

@@ -12,6 +12,8 @@ from nnssl_reg.commands.pair_features import FeatureStore
 from nnssl_reg.commands.pair_reader import read_pair
 from nnssl_reg.commands.register_pair import ImagePair, Side, register_pair
 from nnssl_reg.evaluation.metrics import folding_percent
+from nnssl_reg.geometry.affine import AffineTransform
+from nnssl_reg.geometry.displacement import DisplacementField
 from nnssl_reg.geometry.grid import Grid
 from nnssl_reg.geometry.image import Image
 from nnssl_reg.imageio.images import write_image
@@ -20,7 +22,7 @@ from nnssl_reg.planning.image_plan import plan_images
 from nnssl_reg.planning.plans import RegistrationPlan
 
 CENTER = (50.0, -20.0, 10.0)
-PLANNED = plan_images([Grid((48, 48, 48), np.eye(4))]).registration
+FEATURES, PLANNED = (getattr(plan_images([Grid((48, 48, 48), np.eye(4))]), name) for name in ("features", "registration"))
 PLAN = replace(PLANNED, coarse_spacing_mm=10.0, search_radius_mm=20.0, rounds=2, iterations=60, learning_rate=1.0,
                smoothness=0.4, smoothing_passes=3, symmetric=False, init="identity")  # fmt: skip
 
@@ -92,6 +94,51 @@ def test_the_order_and_direction_of_stored_axes_do_not_matter(tmp_path, turned_g
     assert two.grid.matches(other.grid)
     difference = (two.on(one.grid).vectors_mm - one.vectors_mm).norm(dim=0)
     assert difference[within_body(fixed.grid)].max() < 0.28  # mm, a tenth of a voxel
+
+
+def test_neither_storage_nor_origin_matter_to_the_planned_registration_with_its_alignment(tmp_path, turned_grid, body_image):
+    fixed = body_image(turned_grid((33, 31, 26), (2.83, 2.91, 3.57), (2, 3, 5), CENTER), center_mm=CENTER)
+    moving = body_image(turned_grid((34, 36, 37), (3.03, 2.71, 2.61), (-3, 9, 4), (60, -12, 5)), undone, center_mm=CENTER)
+    plan = replace(PLANNED, iterations=30)
+    assert plan.init == "auto" and plan.symmetric
+    one = register(tmp_path, fixed, moving, plan)
+    far = np.eye(4)
+    far[:3, 3] = (163.7, -867.3, 1042.9)
+    others = [stored_otherwise(image, order, (0, 2)) for image, order in ((fixed, (2, 0, 1)), (moving, (1, 0, 2)))]
+    others = [Image(image.array, Grid(image.grid.shape, far @ image.grid.affine)) for image in others]
+    two = register(tmp_path, *others, plan).field
+    assert two.grid.matches(others[0].grid)
+    back = DisplacementField(two.vectors_mm, Grid(two.grid.shape, np.linalg.inv(far) @ two.grid.affine)).on(fixed.grid)
+    assert (back.vectors_mm - one.field.vectors_mm).norm(dim=0).max() < 0.02  # mm
+    assert one.alignment.name != "identity" and one.field.vectors_mm.norm(dim=0).mean() > 5
+
+
+@pytest.mark.parametrize("side", ["fixed", "moving"])
+def test_the_initial_alignment_looks_at_the_box_of_a_mask_only(tmp_path, turned_grid, body_image, side):
+    grid = turned_grid((40, 32, 30), (2.8, 2.9, 3.0), center_mm=CENTER)
+    fixed = body_image(grid, center_mm=CENTER)
+    moving = Image(np.roll(fixed.array, 6, axis=3), grid)  # 18 mm up
+    images = {"fixed": fixed, "moving": moving}
+    ruined, mask = images[side].array.copy(), np.zeros((1, *grid.shape), np.uint8)
+    ruined[:, 24:] = np.roll(np.flip(fixed.array[:, :16], (1, 3)), -8, axis=2)  # another body, elsewhere
+    mask[:, :20] = 1
+    images[side] = Image(ruined, grid)
+    plan = replace(PLAN, init="auto", iterations=1)
+    corners = grid.corners_mm()
+    shift = np.array([0, 0, 18.0])
+    off = [np.linalg.norm(register(tmp_path, **images, plan=plan, **masks).alignment.transform.apply(corners) - corners - shift,
+                          axis=1).mean() for masks in ({}, {f"{side}_mask": Image(mask, grid)})]  # fmt: skip
+    assert off[1] < 2 and off[1] < 0.5 * off[0]
+
+
+def test_what_the_initial_alignment_compares_is_not_computed_where_none_is_wanted(tmp_path, turned_grid, body_image):
+    image = body_image(turned_grid((20, 20, 20), 4.5, center_mm=CENTER), center_mm=CENTER)
+    store, pair = FeatureStore("mind", FEATURES, None, torch.device("cpu")), ImagePair(Side(image, "a"), Side(image, "b"))
+    register_pair(pair, store, replace(PLAN, iterations=1))
+    register_pair(pair, store, replace(PLAN, iterations=1, init="auto"), start=AffineTransform.identity())
+    assert all(features.aligning is None for features in store._kept.values())
+    register_pair(pair, store, replace(PLAN, iterations=1, init="center"))
+    assert [features.aligning is not None for features in store._kept.values()] == [True, True]
 
 
 @pytest.mark.parametrize("side", ["fixed", "moving"])
