@@ -126,6 +126,7 @@ def cell_to_cell(fixed: FeatureMap, moving: FeatureMap, initial: AffineTransform
 
 def blocks_and_radius(spacing_mm, shape, coarse_spacing_mm, search_radius_mm) -> tuple[list[int], list[int]]:
     """Cells per block, and search radius in blocks, along each axis; at least one of each, at most the image."""
-    factor = [int(min(max(1, round(coarse_spacing_mm / s)), n)) for s, n in zip(spacing_mm, shape)]
-    radius = [max(1, round(search_radius_mm / (s * f))) for s, f in zip(spacing_mm, factor)]
+    # a little more, because planned blocks of 1.5 cells would else be 1 or 2 along each axis by the last digit of its spacing
+    factor = [int(min(max(1, round(coarse_spacing_mm / s + 1e-4)), n)) for s, n in zip(spacing_mm, shape)]
+    radius = [max(1, round(search_radius_mm / (s * f) + 1e-4)) for s, f in zip(spacing_mm, factor)]
     return factor, [min(r, -(-n // f)) for r, n, f in zip(radius, shape, factor)]

@@ -193,6 +193,11 @@ def test_blocks_are_near_cubes_in_millimetres_and_never_larger_than_the_image():
     assert blocks_and_radius((2.0, 2.0, 6.0), (40, 3, 1), 12.0, 60.0) == ([6, 3, 1], [5, 1, 1])
 
 
+def test_blocks_of_one_and_a_half_cells_do_not_hang_on_the_last_digit_of_a_spacing():
+    nearly = (6.0, np.nextafter(6.0, 7), np.nextafter(6.0, 5))
+    assert blocks_and_radius(nearly, (40, 40, 40), 9.0, 30.0) == ([2, 2, 2], [3, 3, 3])
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("symmetric", [False, True])
 def test_the_gpu_finds_the_field_of_the_cpu(turned_grid, textured_features, settings, symmetric):
