@@ -12,6 +12,7 @@ import torch
 from nnssl_reg.commands import model_choice
 from nnssl_reg.commands.apply_transform import looks_like_labels
 from nnssl_reg.commands.pair_features import Model
+from nnssl_reg.commands.pair_memory import check_memory
 from nnssl_reg.commands.pair_outputs import write_pair
 from nnssl_reg.commands.pair_reader import checked_mask
 from nnssl_reg.commands.register_pair import ImagePair, RegisteredPair, Side, register_pair
@@ -150,6 +151,7 @@ def register(
         rigid = _mask(rigid_mask, "the rigid mask", pair.fixed.image, "there is no region to keep rigid")
         check_same_grid(pair.fixed.image, rigid, name="the fixed image", kind="rigid mask's voxels")
         pair = replace(pair, rigid_mask=rigid)
+    check_memory("These images", [side.image.grid for side in sides], setup)
     done = register_pair(pair, setup.store(), setup.registration, is_diffeomorphic=diffeomorphic, start=start)
     return Registration(done, moving, tuple(side.name for side in sides), setup.record)
 

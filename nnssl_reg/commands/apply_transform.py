@@ -13,7 +13,7 @@ from nnssl_reg.geometry.displacement import DisplacementField
 from nnssl_reg.geometry.grid import Grid
 from nnssl_reg.geometry.image import Image
 from nnssl_reg.imageio.images import FILE_ENDINGS, read_grid, read_image, read_labels, write_image
-from nnssl_reg.imageio.landmarks import LANDMARK_ENDINGS, read_landmarks, write_landmarks
+from nnssl_reg.imageio.landmarks import LANDMARK_ENDINGS, read_landmark_names, read_landmarks, write_landmarks
 from nnssl_reg.imageio.transforms import read_transform
 
 MOST_LABELS = 64  # a file of whole numbers with more values than this is taken for an image
@@ -162,13 +162,14 @@ def _carry_points(path: Path, output: Path, field: DisplacementField, args: Name
     """Move one file of landmarks and write it. Returns what was done, in words."""
     in_voxels = args.space == "voxel" and path.suffix.lower() == ".csv"
     points = read_landmarks(path, args.space, read_grid(args.points_image) if in_voxels else None)
+    names = read_landmark_names(path)
     source, target = ("moving", "fixed") if args.inverse else ("fixed", "moving")
     moved = field.inverse_points(points) if args.inverse else field.apply_to_points(points)
     outside = int((~_inside(field.grid, moved if args.inverse else points)).sum())
     if in_voxels:
-        write_landmarks(output, moved, "voxel" if args.r else "ras", read_grid(args.r) if args.r else None)
+        write_landmarks(output, moved, "voxel" if args.r else "ras", read_grid(args.r) if args.r else None, names)
     else:
-        write_landmarks(output, moved, args.space, None)
+        write_landmarks(output, moved, args.space, None, names)
     shift = np.linalg.norm(moved - points, axis=1)
     said = f"{len(points)} landmarks of the {source} image -> {target} image, moved by {shift.mean():.1f} mm on average"
     if in_voxels:

@@ -42,10 +42,12 @@ def finished_result(folder: Path, pair: Pair, settings: dict, wanted: set[str]) 
 
 
 def scores_from(told: dict, name: str) -> Scores:
-    """Scores from a sidecar, where null stands for NaN."""
+    """Scores from a sidecar, where null stands for NaN and "inf" for what is infinitely far."""
     by_label = {key: {label: math.nan if v is None else v for label, v in value.items()}
                 for key, value in told.items() if isinstance(value, dict)}  # fmt: skip
-    plain = {key: value for key, value in told.items() if value is not None and key not in by_label}
+    plain = {
+        key: math.inf if value == "inf" else value for key, value in told.items() if value is not None and key not in by_label
+    }
     return from_dict(Scores, plain | by_label, name)
 
 

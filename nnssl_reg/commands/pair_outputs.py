@@ -13,7 +13,7 @@ from nnssl_reg.commands.pair_report import write_pictures
 from nnssl_reg.commands.pair_transforms import FIELD_AND_COMPOSITE, Exports, WrittenTransforms, write_transforms
 from nnssl_reg.commands.register_pair import RegisteredPair
 from nnssl_reg.evaluation.figures import registration_figure
-from nnssl_reg.evaluation.summary import Scores, judge, with_confidence
+from nnssl_reg.evaluation.summary import Scores, judge, scores_told, with_confidence
 from nnssl_reg.imageio.images import write_image
 from nnssl_reg.imageio.json_files import write_json
 from nnssl_reg.imageio.pairs import Pair
@@ -81,7 +81,7 @@ def _sidecar(pair: Pair, done: RegisteredPair, settings: dict, seconds: float, s
         "initial_matrix": done.alignment.transform.matrix.tolist(),
         **({} if done.flow is None else {"diffeomorphic": {"mean_mm_from_the_field_found": done.flow.distance_mm}}),
         **({"rigid_regions": [_told(region) for region in done.rigid]} if done.rigid else {}),
-        "scores": {k: v for k, v in vars(scores).items() if not (isinstance(v, float) and np.isnan(v))},
+        "scores": scores_told(scores),
         "seconds": round(seconds, 3),
         "stages_seconds": done.seconds,
         "peak_memory_gb": peak_memory_gb(),

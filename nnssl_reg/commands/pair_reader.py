@@ -1,7 +1,7 @@
 """The images, labels and masks of pairs from their files, the next pair read while the last one is computed."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,10 +15,13 @@ from nnssl_reg.imageio.pairs import Pair, read_pair_landmarks
 
 
 class PairReader:
-    """Iterates over (pair, a Future of its ImagePair). One thread reads, at most one pair ahead. Use it in a with."""
+    """Iterates over (pair, a Future of its ImagePair). One thread reads, at most one pair ahead. Use it in a with.
 
-    def __init__(self, pairs: Sequence[Pair], store: FeatureStore):
-        self._pairs, self._store = pairs, store
+    check: called before a pair's files are read; what it raises is the pair's error.
+    """
+
+    def __init__(self, pairs: Sequence[Pair], store: FeatureStore, check: Callable[[Pair], None] = lambda pair: None):
+        self._pairs, self._store, self._check = pairs, store, check
         self._last: dict[Path, Image] = {}
         self._thread = ThreadPoolExecutor(1, "reader")
 
@@ -41,6 +44,7 @@ class PairReader:
     def _read(self, pair: Pair) -> ImagePair:
         """The pair's images; those of the pair before are at hand, perhaps not yet encoded."""
         before, self._last = self._last, {}
+        self._check(pair)
         return read_pair(pair, self._store, before, self._last)
 
 

@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from nnssl_reg.commands.finished_pairs import finished_result, inputs_of
 from nnssl_reg.commands.model_choice import choose_model
+from nnssl_reg.commands.pair_memory import check_memory, memory_told
 from nnssl_reg.commands.pair_outputs import write_pair
 from nnssl_reg.commands.pair_reader import PairReader
 from nnssl_reg.commands.pair_transforms import Exports, chosen_exports, pack_submission
@@ -18,7 +19,7 @@ from nnssl_reg.commands.register_pair import register_pair
 from nnssl_reg.commands.registration_setup import Setup, device_called, make_setup, readable_grids
 from nnssl_reg.commands.results import write_results
 from nnssl_reg.evaluation.summary import PairResult
-from nnssl_reg.imageio.images import file_stem
+from nnssl_reg.imageio.images import file_stem, read_grid
 from nnssl_reg.imageio.pairs import Pair, default_pair_id, read_pairs
 
 # what can be wrong with one pair; RuntimeError: GPU memory, errors of ITK
@@ -40,6 +41,7 @@ def run(args: Namespace) -> int:
                        kind=args.features, init=args.init, overrides=args.overrides, regularisation=args.regularisation,
                        diffeomorphic=args.diffeomorphic, settings=args.settings)  # fmt: skip
     print(setup.told())
+    print(memory_told(pairs, setup))
     part = "" if args.num_parts == 1 else f" (part {args.part_id} of 0 ... {args.num_parts - 1})"
     print(f"Registering {len(pairs)} pair{'s' * (len(pairs) != 1)}{part} with {setup.kind} features on {device}; results go "
           f"to {out}")  # fmt: skip
@@ -68,7 +70,10 @@ def _register(pairs: list[Pair], setup: Setup, out: Path, args: Namespace, expor
                 found = PairResult(**rows[name], error=(str(found) or type(found).__name__).splitlines()[0])
             results[name] = found
 
-        with PairReader(pairs, store) as reader, PairWriter(over) as writer:
+        def fits(pair: Pair) -> None:
+            check_memory(pair.id, (read_grid(pair.fixed), read_grid(pair.moving)), setup)
+
+        with PairReader(pairs, store, fits) as reader, PairWriter(over) as writer:
             for pair, images in reader:
                 try:
                     settings = _settings(pair, setup, args)

@@ -141,7 +141,7 @@ def _tiles(pairs: Sequence[ReportPair]) -> list[tuple[str, str, str]]:
     failed = len(results) - summary["registered"]
     count = f"{summary['registered']} of {len(results)}" if failed else str(len(results))
     tiles = [("Pairs registered", count, f"{failed} failed" if failed else "none failed")]
-    mean = {name: _or(value, math.nan) for name, value in summary["mean"].items()}
+    mean = {name: _or(value, math.nan) for name, value in summary["mean"].items() if not isinstance(value, str)}
     if summary["with_labels"]:
         change = f"{number(mean['dice_initial'])} → {number(mean['dice'])}"
         tiles.append(("Mean Dice", change, f"{summary['with_labels']} with labels"))

@@ -126,6 +126,12 @@ def _overlap(fixed: np.ndarray, moved: np.ndarray, spacing_mm, labels: list[int]
     }
 
 
+def scores_told(scores: Scores) -> dict:
+    """Scores as a sidecar keeps them: what is not known is left out."""
+    told = {name: _known(value) if isinstance(value, float) else value for name, value in vars(scores).items()}
+    return {name: value for name, value in told.items() if value is not None}
+
+
 def metrics_csv(results: Sequence[PairResult]) -> str:
     """The text of metrics.csv: one row per pair, a Dice column per label; what is not known stays empty."""
     labels, measures = _labels(results), _measures(results)
@@ -239,9 +245,9 @@ def _median(values) -> float:
     return statistics.median(known) if known else math.nan
 
 
-def _known(value: float) -> float | None:
-    """None for NaN, which JSON does not know."""
-    return None if math.isnan(value) else value
+def _known(value: float) -> float | str | None:
+    """None for NaN, which JSON does not know, and text for infinities, which are known: a label was lost."""
+    return None if math.isnan(value) else value if math.isfinite(value) else str(value)
 
 
 def _cell(value: float) -> str:

@@ -83,11 +83,12 @@ class DisplacementField:
         some = tuple(slice(None, None, step) for step in steps)
         index = np.stack(np.meshgrid(*[np.arange(0, n, s) for n, s in zip(self.grid.shape, steps)], indexing="ij"), axis=-1)
         points = self.grid.index_to_world(index).reshape(-1, 3)
-        moved = points + self.vectors_mm[(slice(None), *some)].reshape(3, -1).T.cpu().double().numpy()
+        shift = self.vectors_mm[(slice(None), *some)].reshape(3, -1).T.cpu().double().numpy()
         centre = points.mean(axis=0)  # far-off origins would cost digits
-        linear = np.linalg.lstsq(points - centre, moved - moved.mean(axis=0), rcond=None)[0].T
-        out = np.eye(4)
-        out[:3, :3], out[:3, 3] = linear, moved.mean(axis=0) - linear @ centre
+        linear = np.linalg.lstsq(points - centre, shift - shift.mean(axis=0), rcond=None)[0].T
+        out = np.eye(4)  # and so would whole points: of no displacement this is exactly the identity
+        out[:3, :3] += linear
+        out[:3, 3] = shift.mean(axis=0) - linear @ centre
         return out
 
     def _way_back(self) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Landmark files, in world RAS mm for us: .csv in a space that the caller names, .fcsv and .mrk.json of 3D Slicer."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from nnssl_reg.imageio.json_files import atomic_path, read_json, write_json
 
 LANDMARK_ENDINGS = (".csv", ".fcsv", ".mrk.json")
 SPACES = ("ras", "lps", "voxel")
+_FCSV_LABEL = 11  # the column of Slicer's fiducial files
 _LPS = np.array([-1.0, -1.0, 1.0])  # LPS <-> RAS, point by point
 
 
@@ -34,22 +36,44 @@ def read_landmarks(path: str | Path, space: str | None = None, grid: Grid | None
     return _to_ras(points, space, grid, path)
 
 
-def write_landmarks(path: str | Path, points: np.ndarray, space: str | None = None, grid: Grid | None = None) -> None:
-    """Write points (N, 3) RAS mm: a .csv in the named space (with a header that says it), Slicer's files in LPS."""
+def read_landmark_names(path: str | Path) -> list[str] | None:
+    """How a file calls its landmarks, row by row; None for a .csv without a column label or name."""
+    path = Path(path)
+    ending = landmark_ending(path)
+    if ending == ".mrk.json":
+        return [str(point.get("label", "")) for markup in read_json(path)["markups"] for point in markup["controlPoints"]]
+    if ending == ".fcsv":
+        rows = [line.split(",") for _, line in _lines(path) if not line.startswith("#")]
+        return [row[_FCSV_LABEL].strip() if len(row) > _FCSV_LABEL else "" for row in rows]
+    header, *rows = ([cell.strip().strip("\"'") for cell in line.split(",")] for _, line in _lines(path))
+    column = next((i for i, name in enumerate(header) if name.lower() in ("label", "name")), None)
+    return None if column is None else [row[column] if column < len(row) else "" for row in rows]
+
+
+def write_landmarks(path: str | Path, points: np.ndarray, space: str | None = None, grid: Grid | None = None,
+                    names: Sequence[str] | None = None) -> None:  # fmt: skip
+    """Write points (N, 3) RAS mm: a .csv in the named space, Slicer's files in LPS.
+
+    names: how the landmarks are called; without them Slicer's files say F-1, F-2, ... and a .csv nothing.
+    """
     path, points = Path(path), np.asarray(points, dtype=np.float64)
     ending = landmark_ending(path)
+    named = None if names is None else [name.replace(",", " ").strip() for name in names]
     if points.ndim != 2 or points.shape[1] != 3:
         raise ValueError(f"Landmarks for {path} should have the shape (N, 3), got {points.shape}.")
     if ending == ".mrk.json":
-        write_json(path, _markups(points * _LPS))
+        write_json(path, _markups(points * _LPS, names or _numbered(points)))
         return
     if ending == ".csv":
-        header, rows = ["x,y,z"], _from_ras(points, space, grid, path)
+        rows = _from_ras(points, space, grid, path)
         lines = [",".join(f"{value:.6f}" for value in row) for row in rows]
+        header = ["x,y,z" if named is None else "x,y,z,label"]
+        lines = lines if named is None else [f"{line},{name}" for line, name in zip(lines, named)]
     else:
         header = ["# Markups fiducial file version = 4.11", "# CoordinateSystem = LPS",
                   "# columns = id,x,y,z,ow,ox,oy,oz,vis,sel,lock,label,desc,associatedNodeID"]  # fmt: skip
-        lines = [f"{i + 1},{x:.6f},{y:.6f},{z:.6f},0,0,0,1,1,1,0,F-{i + 1},," for i, (x, y, z) in enumerate(points * _LPS)]
+        lines = [f"{i},{x:.6f},{y:.6f},{z:.6f},0,0,0,1,1,1,0,{name},,"
+                 for i, ((x, y, z), name) in enumerate(zip(points * _LPS, named or _numbered(points)), 1)]  # fmt: skip
     with atomic_path(path) as temporary:
         temporary.write_text("\n".join(header + lines) + "\n", encoding="utf-8")
 
@@ -152,8 +176,13 @@ def _read_markups(path: Path) -> tuple[list[list[float]], str]:
     return points, spaces.pop()
 
 
-def _markups(points_lps: np.ndarray) -> dict:
+def _numbered(points: np.ndarray) -> list[str]:
+    return [f"F-{i + 1}" for i in range(len(points))]
+
+
+def _markups(points_lps: np.ndarray, names: Sequence[str]) -> dict:
     """The smallest markups file that 3D Slicer opens."""
-    points = [{"id": str(i + 1), "label": f"F-{i + 1}", "position": row} for i, row in enumerate(points_lps.tolist())]
+    rows = zip(points_lps.tolist(), names)
+    points = [{"id": str(i), "label": name, "position": row} for i, (row, name) in enumerate(rows, 1)]
     schema = "https://raw.githubusercontent.com/slicer/slicer/master/Modules/Loadable/Markups/Resources/Schema/markups-schema-v1.0.3.json#"
     return {"@schema": schema, "markups": [{"type": "Fiducial", "coordinateSystem": "LPS", "controlPoints": points}]}

@@ -1,9 +1,11 @@
 """Predicted bytes: of training, of encoding an image, of preprocessing a case and of a registration."""
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 
+from nnssl_reg.geometry.grid import Grid
 from nnssl_reg.planning.plans import Configuration, FeaturesPlan, NetworkPlan, PretrainingPlan, RegistrationPlan
 
 GB = 1e9
@@ -16,6 +18,12 @@ WEIGHT_BYTES = 4 * 4 + 4  # weights, gradients and two AdamW moments of the stud
 WORKER_BASE = 0.6 * GB  # a Python process with torch imported, resident
 RAW_BYTES = 32  # per raw voxel, of a worker that measures or preprocesses: peak resident memory on 12 million voxels
 RESAMPLED_BYTES = 16  # per preprocessed voxel, of the same
+REGISTRATION_BASE = 1.1 * GB  # the same with all that a registration loads: SimpleITK, compiled kernels, matplotlib
+IMAGE_BYTES = 6  # per voxel of an image: float32, and a label of up to two bytes
+COST_COPIES = 3  # of the cost volume at one time
+CELL_BYTES = 12  # per feature channel of a cell: packed copies of both maps, what is sampled, fields and their moments
+SAMPLED_BYTES = 24  # per voxel of the MIND spacing, while features are computed
+OUTPUT_BYTES = 100  # per voxel of the fixed image: the field, its copies for SimpleITK, Jacobian determinant, pictures
 LARGE_GPU_GB = 16  # below it, a CPU or a small GPU is planned for: small network, float32
 
 
@@ -69,24 +77,58 @@ def preprocessing_bytes(shape, spacing_mm, target_spacings_mm) -> float:
     return WORKER_BASE + RAW_BYTES * raw + RESAMPLED_BYTES * out
 
 
-def registration_bytes(extent_mm, features: FeaturesPlan, registration: RegistrationPlan) -> float:
-    """Peak of registering images of this extent with MIND: features of both, the cost volume, the optimiser's fields."""
+@dataclass(frozen=True)
+class RegistrationMemory:
+    """Predicted bytes of a registration on a CPU, besides those of the process before it.
+
+    images: both as read, with a label each; maps: features of both; search: what finding the field adds; output: what
+    writing, checking and drawing the result adds, in parallel to the next pair's registration if there is one.
+    """
+
+    images: float
+    maps: float
+    search: float
+    output: float
+
+    def peak(self, pairs: int = 1) -> float:
+        """Most bytes at one time."""
+        if pairs == 1:
+            return self.images + self.maps + max(self.search, self.output)
+        return 2 * (self.images + self.maps) + self.search + self.output
+
+
+def registration_memory(
+    fixed: Grid, moving: Grid, features: FeaturesPlan, registration: RegistrationPlan
+) -> RegistrationMemory:
+    """What registering images on these grids with MIND takes (with a model, its tokens come on top)."""
     cell_mm = np.array(features.mind_spacing_mm) * features.mind_stride
-    cells = float(np.prod(np.array(extent_mm) / cell_mm))
-    voxels = float(np.prod(np.array(extent_mm) / features.mind_spacing_mm))
-    coarse = float(np.prod(np.array(extent_mm) / registration.coarse_spacing_mm))
-    displacements = (2 * round(registration.search_radius_mm / registration.coarse_spacing_mm) + 1) ** 3
+    cells = [math.prod(max(1, round(n)) for n in np.array(g.canonical().extent_mm) / cell_mm) for g in (fixed, moving)]
     channels = max(features.components, 12 * len(features.mind_scales))
-    return 4 * (3 * channels * voxels / 2 + 6 * channels * cells + 2 * coarse * displacements + 30 * cells) + WORKER_BASE
+    volume = 0.0
+    for r in range(registration.rounds):
+        block = np.maximum(1, np.round(registration.coarse_spacing_mm / 2**r / cell_mm + 1e-4))
+        radius = np.maximum(1, np.round(registration.search_radius_mm / 2**r / (block * cell_mm)))
+        volume = max(volume, max(cells) / math.prod(block) * math.prod(2 * radius + 1))
+    voxels = [math.prod(g.shape) for g in (fixed, moving)]
+    sampled = math.prod(fixed.extent_mm) / math.prod(features.mind_spacing_mm)
+    return RegistrationMemory(
+        images=IMAGE_BYTES * sum(voxels),
+        maps=4 * (channels + 12) * sum(cells),
+        search=max(4 * COST_COPIES * volume + CELL_BYTES * channels * max(cells), SAMPLED_BYTES * sampled),
+        output=OUTPUT_BYTES * voxels[0],
+    )
 
 
 def predictions_gb(configuration: Configuration, extent_mm, precision: str) -> dict[str, float]:
     """Predicted peaks in GB by step, for a table."""
     network, features = configuration.network, configuration.features
+    spacing = np.array(configuration.image.spacing_mm)
+    image = Grid(np.maximum(1, np.round(np.array(extent_mm) / spacing)), np.diag([*spacing, 1.0]))
+    together = registration_memory(image, image, features, configuration.registration)
     return {
         "training": training_bytes(network, configuration.pretraining, precision) / GB,
         "encoding a window": inference_bytes(network, features.window_size) / GB,
-        "registration (MIND)": registration_bytes(extent_mm, features, configuration.registration) / GB,
+        "registration (MIND)": (REGISTRATION_BASE + together.peak()) / GB,
     }
 
 

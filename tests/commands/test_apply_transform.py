@@ -13,7 +13,7 @@ from nnssl_reg.geometry.displacement import DisplacementField
 from nnssl_reg.geometry.grid import Grid
 from nnssl_reg.geometry.image import Image
 from nnssl_reg.imageio.images import read_grid, read_image, read_labels, write_image
-from nnssl_reg.imageio.landmarks import read_landmarks, write_landmarks
+from nnssl_reg.imageio.landmarks import read_landmark_names, read_landmarks, write_landmarks
 from nnssl_reg.imageio.transforms import write_composite, write_field
 
 FIXED = Grid((20, 18, 16), np.block([[rotation((0.1, -0.05, 0.2)) * (-2.0, 2.0, 3.0), np.array([[30], [-20], [5]])],
@@ -111,7 +111,8 @@ def test_another_reference_grid_gives_the_same_image_there(folder):
 
 def test_landmarks_of_the_fixed_image_go_to_the_moving_image_and_back(folder, capsys):
     points = FIXED.index_to_world(np.random.default_rng(0).uniform(4, 12, (9, 3)))
-    write_landmarks(folder / "points.mrk.json", points)
+    names = [f"place {i}" for i in range(len(points))]
+    write_landmarks(folder / "points.mrk.json", points, names=names)
     assert apply(folder, "-t", folder / "transform.h5", "-i", folder / "points.mrk.json") == 0
     moved = read_landmarks(folder / "out" / "points_in_moving.mrk.json")
     np.testing.assert_allclose(moved, INITIAL.apply(points + (deformation().apply_to_points(points) - points)), atol=0.05)
@@ -119,6 +120,7 @@ def test_landmarks_of_the_fixed_image_go_to_the_moving_image_and_back(folder, ca
     back = folder / "out" / "points_in_moving.mrk.json"
     assert apply(folder, "-t", folder / "transform.h5", "-i", back, "--inverse") == 0
     np.testing.assert_allclose(read_landmarks(folder / "out" / "points_in_moving_in_fixed.mrk.json"), points, atol=1e-3)
+    assert read_landmark_names(folder / "out" / "points_in_moving_in_fixed.mrk.json") == names
 
 
 def test_csv_landmarks_in_lps_and_in_voxels_are_the_same_points(folder):

@@ -17,11 +17,11 @@ from nnssl_reg.commands.finished_pairs import scores_from
 from nnssl_reg.commands.pair_features import FeatureStore
 from nnssl_reg.commands.pair_reader import PairReader
 from nnssl_reg.commands.registration_setup import KINDS
-from nnssl_reg.evaluation.summary import Scores
+from nnssl_reg.evaluation.summary import PairResult, Scores, metrics_csv, scores_told, summarise
 from nnssl_reg.geometry.grid import Grid
 from nnssl_reg.geometry.image import Image
 from nnssl_reg.imageio.images import read_labels, write_image
-from nnssl_reg.imageio.json_files import write_json
+from nnssl_reg.imageio.json_files import read_json, write_json
 from nnssl_reg.imageio.pairs import Pair
 from nnssl_reg.imageio.transforms import read_field
 from nnssl_reg.planning.regularisation import REGULARISATION
@@ -230,6 +230,16 @@ def test_scores_survive_the_sidecar_also_where_they_are_not_known():
     scores = scores_from(told, "x.json")
     assert scores.dice == 0.5 and np.isnan(scores.label_dice["2"]) and scores.lost_labels == (2,) and np.isnan(scores.hd95_mm)
     assert isinstance(scores, Scores)
+
+
+def test_a_label_that_was_lost_is_as_far_in_the_sidecar_as_in_the_table(tmp_path):
+    scores = Scores(dice=0.5, hd95_l2r=np.inf, lost_labels=(3,))
+    write_json(tmp_path / "x.json", scores_told(scores) | {"label_dice": {"3": np.nan}})
+    read = scores_from(read_json(tmp_path / "x.json"), "x.json")
+    assert read.hd95_l2r == np.inf and np.isnan(read.tre_mm) and read.lost_labels == (3,)
+    (first, again) = (metrics_csv([PairResult("x", "f", "m", found, 1.0)]).splitlines()[1] for found in (scores, read))
+    assert first.replace(",,", ",") == again.replace(",,", ",") and ",inf," in first
+    assert summarise([PairResult("x", "f", "m", read, 1.0)])["mean"]["hd95_l2r"] == "inf"
 
 
 def test_a_package_that_is_not_installed_has_a_version_all_the_same(monkeypatch):

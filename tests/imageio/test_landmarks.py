@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from nnssl_reg.geometry.grid import Grid
-from nnssl_reg.imageio.landmarks import read_landmarks, write_landmarks
+from nnssl_reg.imageio.landmarks import read_landmark_names, read_landmarks, write_landmarks
 
 GRID = Grid((10, 20, 30), np.array([[0, -1.5, 0, 12], [2, 0, 0, -40], [0, 0, 3, 5], [0, 0, 0, 1]], float))
 POINTS = np.array([[1.5, -20.25, 33.0], [-7.0, 0.0, 12.125]])
@@ -89,3 +89,20 @@ def test_unfit_landmark_files_are_refused(tmp_path):
         read_landmarks(tmp_path / "gone.csv", "ras")
     with pytest.raises(ValueError, match=r"shape \(N, 3\), got \(3,\)"):
         write_landmarks(tmp_path / "p.csv", np.zeros(3), "ras")
+
+
+@pytest.mark.parametrize("ending", [".csv", ".fcsv", ".mrk.json"])
+def test_names_of_landmarks_are_written_and_read_row_by_row(ending, tmp_path):
+    points, path = np.arange(6.0).reshape(2, 3), tmp_path / f"p{ending}"
+    write_landmarks(path, points, "ras", names=["carina", "apex of heart"])
+    assert read_landmark_names(path) == ["carina", "apex of heart"] and np.allclose(read_landmarks(path, "ras"), points)
+    write_landmarks(path, points, "ras")
+    assert read_landmark_names(path) == (None if ending == ".csv" else ["F-1", "F-2"])
+
+
+def test_names_are_found_in_files_as_slicer_writes_them(tmp_path):
+    head = "# Markups fiducial file version = 4.11\n# CoordinateSystem = LPS\n"
+    (tmp_path / "a.fcsv").write_text(head + "vtkMRML_0,1,2,3,0,0,0,1,1,1,0,carina,seen well,vtkMRML_7\n2,4,5,6\n")
+    assert read_landmark_names(tmp_path / "a.fcsv") == ["carina", ""]
+    (tmp_path / "a.csv").write_text('"Name",x,y,z\ncarina,1,2,3\n')
+    assert read_landmark_names(tmp_path / "a.csv") == ["carina"] and read_landmarks(tmp_path / "a.csv", "ras").shape == (1, 3)
