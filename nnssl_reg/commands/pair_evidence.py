@@ -14,9 +14,11 @@ from nnssl_reg.registration.feature_cost import mean_difference, warped_features
 
 
 def evidence_of(done: RegisteredPair, folding_percent: float) -> Evidence:
-    """The measures over the fixed body, at the cells of the fixed features."""
+    """The measures over the fixed body, within its mask if there is one, at the cells of the fixed features."""
     fixed, moving = done.features
     body = _body(done.fixed, fixed.grid).to(fixed.values.device)
+    if done.counted is not None:
+        body = body & done.counted if (body & done.counted).any() else done.counted
     aligned, meets = warped_features(fixed, moving, done.alignment.transform)
     warped, covered = warped_features(fixed, moving, done.alignment.transform, done.deformation)
     apart = float("nan") if done.apart_mm is None else _mean(done.apart_mm, body & covered)

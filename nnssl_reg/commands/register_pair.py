@@ -59,7 +59,8 @@ class RegisteredPair:
     deformation: on a grid a little larger than the fixed image, as coarse as it was computed (with rigid regions: on the fixed
     image's own); field: both, on the fixed image's own grid. features: of fixed and moving, as registered; apart_mm: at the
     fixed feature cells, between the registrations of the two directions (X, Y, Z), None if only one was made.
-    seconds: per stage. landmarks: of the fixed and of the moving image, (N, 3) RAS mm each, if there are any.
+    counted: the fixed cells that its mask leaves, (X, Y, Z) bool, None without one. seconds: per stage.
+    landmarks: of the fixed and of the moving image, (N, 3) RAS mm each, if there are any.
     flow: the deformation and its inverse, if it was made diffeomorphic. rigid: the regions that move as rigid bodies.
     """
 
@@ -76,6 +77,7 @@ class RegisteredPair:
     landmarks: tuple[np.ndarray, np.ndarray] | None = None
     flow: Diffeomorphism | None = None
     rigid: tuple[RigidRegion, ...] = ()
+    counted: torch.Tensor | None = None
 
     def inverse(self, grid: Grid) -> DisplacementField:
         """The field that leads moving points back to fixed points, on a grid in the moving world."""
@@ -95,6 +97,7 @@ class DeformedPair:
     features: tuple[FeatureMap, FeatureMap]
     apart_mm: torch.Tensor | None
     seconds: dict[str, float]
+    counted: torch.Tensor | None = None
 
 
 def register_pair(pair: ImagePair, store: FeatureStore, plan: RegistrationPlan, *, is_diffeomorphic: bool = False,
@@ -113,7 +116,7 @@ def register_pair(pair: ImagePair, store: FeatureStore, plan: RegistrationPlan, 
     field = alignment.transform.after(deformation if rigid else deformation.on(fixed.grid))
     clock.lap("field")
     return RegisteredPair(*found.images, pair.fixed.label, pair.moving.label, alignment, deformation, field, found.features,
-                          found.apart_mm, clock.seconds, pair.landmarks, flow, rigid)  # fmt: skip
+                          found.apart_mm, clock.seconds, pair.landmarks, flow, rigid, found.counted)  # fmt: skip
 
 
 def deform_pair(pair: ImagePair, store: FeatureStore, plan: RegistrationPlan,
@@ -143,7 +146,8 @@ def deform_pair(pair: ImagePair, store: FeatureStore, plan: RegistrationPlan,
     clock.lap("convex adam")
     field = DisplacementField(found.field.vectors_mm, maps[0].grid)
     deformation = field.on(_covering(field.grid, fixed.image.grid))
-    return DeformedPair((fixed.image, moving.image), alignment, deformation, maps, found.apart_mm, clock.seconds)
+    return DeformedPair((fixed.image, moving.image), alignment, deformation, maps, found.apart_mm, clock.seconds,
+                        masks["fixed_mask"])  # fmt: skip
 
 
 def _with_rigid_regions(pair: ImagePair, deformation: DisplacementField, initial: AffineTransform):

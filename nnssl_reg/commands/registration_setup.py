@@ -161,7 +161,10 @@ def _planned(grids: Sequence[Grid], device: torch.device, model: Model | None) -
 
 def device_called(name: str | None) -> torch.device:
     """The device of a name, None: a GPU if there is one. Raises ValueError where it is not there."""
-    device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError as error:
+        raise ValueError(f"-device {name}: no device is called so; use cpu, cuda, cuda:1 or mps.") from error
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if not available.get(device.type, False):
         raise ValueError(f"-device {name}: there is no such device here; use -device cpu.")

@@ -23,7 +23,8 @@ IMAGE_BYTES = 6  # per voxel of an image: float32, and a label of up to two byte
 COST_COPIES = 3  # of the cost volume at one time
 CELL_BYTES = 12  # per feature channel of a cell: packed copies of both maps, what is sampled, fields and their moments
 SAMPLED_BYTES = 24  # per voxel of the MIND spacing, while features are computed
-OUTPUT_BYTES = 100  # per voxel of the fixed image: the field, its copies for SimpleITK, Jacobian determinant, pictures
+OUTPUT_BYTES = 60  # per voxel of the fixed image: the field, its copies for SimpleITK, Jacobian determinant, pictures
+SLAB_BYTES, SLAB_VOXELS = 75, 4e6  # per voxel of what is worked on in slabs, up to so many
 LARGE_GPU_GB = 16  # below it, a CPU or a small GPU is planned for: small network, float32
 
 
@@ -115,7 +116,7 @@ def registration_memory(
         images=IMAGE_BYTES * sum(voxels),
         maps=4 * (channels + 12) * sum(cells),
         search=max(4 * COST_COPIES * volume + CELL_BYTES * channels * max(cells), SAMPLED_BYTES * sampled),
-        output=OUTPUT_BYTES * voxels[0],
+        output=OUTPUT_BYTES * voxels[0] + SLAB_BYTES * min(voxels[0], SLAB_VOXELS),
     )
 
 

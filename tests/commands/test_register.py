@@ -25,7 +25,8 @@ def shrunk(points: torch.Tensor) -> torch.Tensor:
 
 
 def register(*flags) -> int:
-    return main([*map(str, flags), "--no_pbar", "-device", "cpu"], name="nnssl_register")
+    device = () if "-device" in flags else ("-device", "cpu")
+    return main([*map(str, flags), "--no_pbar", *device], name="nnssl_register")
 
 
 def label_of(image: Image) -> Image:
@@ -155,6 +156,8 @@ def test_all_missing_files_are_listed_at_once(folder, capsys):
     (("-f", "fixed.nii.gz", "-m", "moving.nii.gz", "-o", "notes.txt/out"), "choose another output folder with -o"),
     (("-f", "fixed.nii.gz", "-m", "moving.nii.gz", "--set", "registration.smothness=1"), "registration.smoothness"),
     (("-f", "fixed.nii.gz", "-m", "moving.nii.gz", "-limit", "0"), "-limit"),
+    (("-f", "fixed.nii.gz", "-m", "moving.nii.gz", "-device", "gpu"), "-device gpu: no device is called so; use cpu, cuda"),
+    (("-f", "fixed.nii.gz", "-m", "moving.nii.gz", "-device", "cuda:99"), "-device cuda:99: there is no such device here"),
 ])  # fmt: skip
 def test_requests_that_cannot_be_met_are_answered_in_one_line(folder, capsys, monkeypatch, flags, answer):
     monkeypatch.chdir(folder)

@@ -141,6 +141,26 @@ def test_what_the_initial_alignment_compares_is_not_computed_where_none_is_wante
     assert [features.aligning is not None for features in store._kept.values()] == [True, True]
 
 
+@pytest.mark.parametrize("axis", [0, 2])
+def test_where_the_moving_image_is_cut_off_nothing_pulls_and_the_rest_is_found_as_well(tmp_path, turned_grid, body_image, axis):
+    grid = turned_grid((36, 32, 30), (2.8, 2.9, 3.0), center_mm=CENTER)
+    fixed, moving = body_image(grid, center_mm=CENTER), body_image(grid, undone, center_mm=CENTER)
+    box = np.array([[0, n] for n in grid.shape])
+    box[axis, 1] = round(0.6 * grid.shape[axis])
+    errors = []
+    for image in (moving, moving.cropped(box)):
+        vectors = register(tmp_path, fixed, image, replace(PLAN, symmetric=True)).field.vectors_mm
+        errors.append((vectors - smooth_field(grid.points_mm())).norm(dim=0))
+    landed = moving.cropped(box).grid.world_to_index(
+        np.moveaxis((grid.points_mm() + smooth_field(grid.points_mm())).numpy(), 0, -1)
+    )
+    reached, body = torch.from_numpy(landed[..., axis] < box[axis, 1] - 3), within_body(grid)
+    whole, cut = (float(error[reached & body].mean()) for error in errors)
+    assert cut < 1.3 * whole + 0.1
+    beyond = errors[1][~reached & body]  # there the field goes on as its neighbours do
+    assert float((~reached & body).sum() / body.sum()) > 0.1 and float(beyond.max()) < 16
+
+
 @pytest.mark.parametrize("side", ["fixed", "moving"])
 def test_what_a_mask_leaves_out_does_not_pull(tmp_path, turned_grid, body_image, side):
     grid = turned_grid((36, 32, 30), (2.8, 2.9, 3.0), center_mm=CENTER)
