@@ -234,7 +234,8 @@ def test_scores_survive_the_sidecar_also_where_they_are_not_known():
 
 def test_a_label_that_was_lost_is_as_far_in_the_sidecar_as_in_the_table(tmp_path):
     scores = Scores(dice=0.5, hd95_l2r=np.inf, lost_labels=(3,))
-    write_json(tmp_path / "x.json", scores_told(scores) | {"label_dice": {"3": np.nan}})
+    by_label = {"label_dice_initial": {"3": 0.4}, "label_dice": {"3": np.nan}}
+    write_json(tmp_path / "x.json", scores_told(scores) | by_label)
     read = scores_from(read_json(tmp_path / "x.json"), "x.json")
     assert read.hd95_l2r == np.inf and np.isnan(read.tre_mm) and read.lost_labels == (3,)
     (first, again) = (metrics_csv([PairResult("x", "f", "m", found, 1.0)]).splitlines()[1] for found in (scores, read))
