@@ -85,7 +85,7 @@ def test_registrations_are_tuned_with_features_and_alignments_made_once_and_a_re
     features = counted(monkeypatch, pair_features, "mind_features")
     alignments = counted(monkeypatch, register_pair, "initial_alignment")
     fields = counted(monkeypatch, register_pair, "register_features")
-    flags = ("-i", folder / "pairs.json", *QUICK, *SMOOTHNESS, "-trials", 3)
+    flags = ("-i", folder / "pairs.json", *QUICK, "--init", "center", *SMOOTHNESS, "-trials", 3)
     assert tune(*flags) == 0
     told = capsys.readouterr().out
     assert "3 pairs (Dice), 3 trials at most; 1 pair is held out (1 with an image that is tuned on)" in told
