@@ -15,13 +15,17 @@ from batchgenerators.dataloading.multi_threaded_augmenter import MultiThreadedAu
 from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
 
 from nnssl_reg.imageio.case_store import open_case, read_crop, read_properties
+from nnssl_reg.pretraining.processes import ALONE, Processes
 
 CASES_OPEN = 256  # opened cases and their foreground points that a process remembers
 
 
 @dataclass(frozen=True)
 class WindowRequest:
-    """What to read: the stored cases, the window around each crop, and how crops are placed. Sizes in voxels."""
+    """What to read: the stored cases, the window around each crop, and how crops are placed. Sizes in voxels.
+
+    batch_size: of all processes together, each of which reads its own samples.
+    """
 
     folder: Path
     names: tuple[str, ...]
@@ -30,6 +34,7 @@ class WindowRequest:
     batch_size: int
     foreground_share: float
     seed: int
+    processes: Processes = ALONE
 
     def case_of(self, sample: int) -> str:
         """The case of a sample, counted from the run's first: all cases in turn, in a new order for every turn."""
@@ -59,12 +64,12 @@ class WindowLoader(SlimDataLoaderBase):
         self.next_step += thread_id
         for number in (signal.SIGINT, signal.SIGTERM):  # the main process saves first, then ends its workers
             signal.signal(number, signal.SIG_IGN)
-        threading.Thread(target=_leave_with_parent, args=(os.getppid(),), daemon=True).start()
+        leave_with_parent()
 
     def generate_train_batch(self) -> dict:
         """{"step": int, "windows": (B, 1, X, Y, Z) float32}."""
         step, self.next_step = self.next_step, self.next_step + self.number_of_threads_in_multithreaded
-        samples = range(step * self.batch_size, (step + 1) * self.batch_size)
+        samples = self._data.processes.own(range(step * self.batch_size, (step + 1) * self.batch_size))
         return {"step": step, "windows": np.stack([self._data.read(sample) for sample in samples])}
 
 
@@ -103,8 +108,12 @@ def _opened(folder: Path, name: str) -> tuple:
     return opened, opened.shape[1:], points
 
 
-def _leave_with_parent(parent: int) -> None:
-    """End this worker when the process that started it is gone; after kill -9 nobody else would."""
+def leave_with_parent() -> None:
+    """From now on, end this process when the one that started it is gone; after kill -9 nobody else would."""
+    threading.Thread(target=_watch, args=(os.getppid(),), daemon=True).start()
+
+
+def _watch(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(2)
     os._exit(1)

@@ -19,10 +19,10 @@ def require_finite(values: dict[str, float], step: int) -> None:
         raise Trouble(step + 1, ", ".join(bad))
 
 
-def watch(state: TrainingState, row: dict[str, float | None], log: TrainingLog) -> None:
-    """The traffic light of a row, said whenever it changes. Raises Trouble at red."""
+def watch(run: Run, state: TrainingState, row: dict[str, float | None], log: TrainingLog) -> None:
+    """The traffic light of a row, said whenever it changes. Raises Trouble at red, in all processes of the run at once."""
     found = health(row, state.plan.gradient_clip, state.plan.warmup_steps)
-    if found.light == "red":
+    if run.processes.any(found.light == "red", run.device):
         raise Trouble(state.step, "; ".join(found.reasons))
     if found.light != state.health.light:
         log.line(f"step {state.step}: {found}")
@@ -55,9 +55,12 @@ def best_probe(folder: Path) -> tuple[float, float] | None:
 def go_back(run: Run, state: TrainingState, folder: Path, log: TrainingLog, trouble: Trouble) -> None:
     """Bring the state to an earlier good checkpoint, or to the start, with gentler settings, and save that.
 
+    Each process of a run reads it, while none writes.
+
     A checkpoint that was gone back to before is taken again only where no other is left. Raises ValueError with advice after
     MAX_RECOVERIES times.
     """
+    run.processes.wait(run.device)
     good = [(path, info.step) for path, info in good_checkpoints(folder) if info.step < trouble.step]
     if len(state.recoveries) >= MAX_RECOVERIES:
         last = f"the last good checkpoint is {good[0][0]} (step {good[0][1]})" if good else "no good checkpoint is left"

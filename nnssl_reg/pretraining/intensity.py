@@ -32,6 +32,12 @@ class IntensityChange:
     shift: torch.Tensor  # (B,)
     blur: torch.Tensor  # (B,): sigma in voxels
     noise: torch.Tensor  # (B,): standard deviation
+    noise_seed: torch.Tensor  # (B,) int64: so that an image's noise is its own, whatever stands beside it
+
+    def of(self, samples: torch.Tensor | slice) -> "IntensityChange":
+        """The change of some of the images."""
+        return IntensityChange(**{name: tuple(part[samples] for part in value) if isinstance(value, tuple) else value[samples]
+                                  for name, value in vars(self).items()})  # fmt: skip
 
 
 def draw_change(batch_size: int, strength: float, generator: torch.Generator) -> IntensityChange:
@@ -56,19 +62,18 @@ def draw_change(batch_size: int, strength: float, generator: torch.Generator) ->
         shift=sometimes(0.5) * uniform(-0.3, 0.3) * strength,
         blur=sometimes(0.3) * uniform(0.4, 1.2) * strength,
         noise=sometimes(0.5) * uniform(0, 0.1) * strength,
+        noise_seed=torch.randint(2**62, (batch_size,), generator=generator),
     )
 
 
-def apply_change(images: torch.Tensor, change: IntensityChange, generator: torch.Generator) -> torch.Tensor:
-    """Changed images (B, 1, X, Y, Z) float32. generator: on the images' device, for the noise."""
+def apply_change(images: torch.Tensor, change: IntensityChange) -> torch.Tensor:
+    """Changed images (B, 1, X, Y, Z) float32."""
     images = remap_intensities(images, change.remap)
     images = random_convolutions(images, change.gin_weights, change.gin_share)
     images = multiply_bias(images, change.bias)
     images = raise_to_gamma(images, change.gamma, change.inverted)
     images = images + _volume(change.shift, images) + (_volume(change.contrast, images) - 1) * (images - _mean(images))
-    images = blur(images, change.blur)
-    noise = torch.randn(images.shape, generator=generator, device=images.device, dtype=images.dtype)
-    return images + noise * _volume(change.noise, images)
+    return add_noise(blur(images, change.blur), change.noise, change.noise_seed)
 
 
 def remap_intensities(images: torch.Tensor, curve: torch.Tensor) -> torch.Tensor:
@@ -133,6 +138,18 @@ def blur(images: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
         kernel = taps.view(-1, 1, *[taps.shape[1] if a == axis else 1 for a in range(3)])
         x = F.conv3d(F.pad(x, pad, mode="replicate"), kernel, groups=len(chosen))
     return images.index_copy(0, index, x.transpose(0, 1))
+
+
+def add_noise(images: torch.Tensor, deviation: torch.Tensor, seeds: torch.Tensor) -> torch.Tensor:
+    """White noise of its own seed in each image; deviation, seeds: (B,). Deviation 0 leaves an image."""
+    chosen = torch.nonzero(deviation > 0).flatten()
+    if len(chosen) == 0:
+        return images
+    generator = torch.Generator(images.device)
+    noise = torch.stack([torch.randn(images.shape[1:], generator=generator.manual_seed(seed), device=images.device)
+                         for seed in seeds[chosen].tolist()])  # fmt: skip
+    index = chosen.to(images.device)
+    return images.index_add(0, index, (noise * _volume(deviation[chosen], images)).to(images.dtype))
 
 
 def _draw_curve(batch_size: int, generator: torch.Generator) -> torch.Tensor:

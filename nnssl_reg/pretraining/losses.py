@@ -3,6 +3,8 @@
 import torch
 import torch.nn.functional as F
 
+from nnssl_reg.pretraining.processes import ALONE, Processes
+
 
 def cross_entropy(targets: torch.Tensor, logits: torch.Tensor, temperature: float, weights: torch.Tensor) -> torch.Tensor:
     """Sum over tokens of weight * H(target, softmax(logits / temperature)); a scalar.
@@ -40,15 +42,16 @@ def gram(tokens: torch.Tensor, anchors: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def sinkhorn(logits: torch.Tensor, temperature: float, iterations: int = 3) -> torch.Tensor:
+def sinkhorn(logits: torch.Tensor, temperature: float, iterations: int = 3, processes: Processes = ALONE) -> torch.Tensor:
     """Teacher probabilities (M, K) from cosines (M, K) by Sinkhorn-Knopp: rows sum to 1, all prototypes get about M / K.
 
-    SwAV (Caron et al. 2020), as DINOv2 uses it in place of centring.
+    SwAV (Caron et al. 2020), as DINOv2 uses it in place of centring. processes: M counts the rows of all of them.
     """
     scaled = logits.float() / temperature
-    scores = torch.exp(scaled - scaled.max())
+    scores = torch.exp(scaled - processes.largest(scaled.max()))
     for _ in range(iterations):
-        scores = scores / scores.sum(dim=0, keepdim=True).clamp(min=1e-30)  # prototypes, the unused ones stay 0
+        used = processes.total(scores.sum(dim=0, keepdim=True))
+        scores = scores / used.clamp(min=1e-30)  # prototypes, the unused ones stay 0
         scores = scores / scores.sum(dim=1, keepdim=True).clamp(min=1e-30)  # tokens
     return scores
 
@@ -60,6 +63,13 @@ def centred(logits: torch.Tensor, centre: torch.Tensor, temperature: float) -> t
 
 
 @torch.no_grad()
-def moved_centre(centre: torch.Tensor, logits: torch.Tensor, momentum: float = 0.9) -> torch.Tensor:
-    """The running mean of teacher logits after one more batch, (K,)."""
-    return centre * momentum + logits.float().mean(dim=0) * (1 - momentum)
+def moved_centre(centre: torch.Tensor, logits: torch.Tensor, momentum: float = 0.9,
+                 processes: Processes = ALONE) -> torch.Tensor:  # fmt: skip
+    """The running mean of teacher logits after one more batch, (K,); of the rows of all processes."""
+    if processes.size == 1:
+        mean = logits.float().mean(dim=0)
+    else:
+        count = torch.full((1,), len(logits), dtype=torch.float32, device=logits.device)
+        *sums, count = processes.total(torch.cat((logits.float().sum(dim=0), count))).split(centre.numel())
+        mean = sums[0] / count
+    return centre * momentum + mean * (1 - momentum)

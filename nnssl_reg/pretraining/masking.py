@@ -2,6 +2,8 @@
 
 import torch
 
+from nnssl_reg.pretraining.processes import ALONE, Processes
+
 LARGEST_BLOCK = 4  # tokens along an edge
 BLOCKS_PER_AXIS = 4  # at least, along the shortest axis of the grid: larger blocks hide whole organs of a small crop
 
@@ -28,11 +30,12 @@ def block_mask(batch_size: int, grid_shape: tuple[int, int, int], ratio: float, 
     return mask.view(batch_size, *grid_shape)
 
 
-def choose_tokens(candidates: torch.Tensor, limit: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+def choose_tokens(candidates: torch.Tensor, limit: int, generator: torch.Generator,
+                  processes: Processes = ALONE) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """At most `limit` random candidates of each sample: flat indices (M,) into (B * N) and their weights (M,).
 
     candidates: (B, N) bool; generator: on their device. The weighted sum over the tokens is a mean over each sample's tokens,
-    then over the samples that have any.
+    then over the samples that have any. processes: the candidates are those of the whole batch, chosen are the own samples'.
     """
     device = candidates.device
     scores = torch.rand(candidates.shape, generator=generator, device=device).masked_fill(~candidates, 2.0)
@@ -40,6 +43,7 @@ def choose_tokens(candidates: torch.Tensor, limit: int, generator: torch.Generat
     kept = candidates.gather(1, order)
     counts = kept.sum(dim=1, keepdim=True)
     samples = (counts > 0).sum().clamp(min=1)
-    index = order + candidates.shape[1] * torch.arange(candidates.shape[0], device=device)[:, None]
     weights = kept / (counts.clamp(min=1) * samples)
+    order, kept, weights = (processes.own(rows) for rows in (order, kept, weights))
+    index = order + candidates.shape[1] * torch.arange(len(order), device=device)[:, None]
     return index[kept], weights[kept]

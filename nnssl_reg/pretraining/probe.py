@@ -109,7 +109,7 @@ def make_pair(source: Image, deformed: Image, start_vox, crop_size, patch_size, 
     asked = torch.nonzero((shows & inside(truth, tokens.shape)).flatten()).flatten()
     asked = asked[:: max(1, -(-len(asked) // TOKENS_ASKED))]
     generator = torch.Generator().manual_seed(int(np.random.SeedSequence(list(seed)).generate_state(1)[0]))
-    changed = apply_change(values[None], draw_change(1, STRENGTH, generator), generator)[0]
+    changed = apply_change(values[None], draw_change(1, STRENGTH, generator))[0]
     return ProbePair(Image(changed.numpy(), grid), moving, asked, truth.flatten(1)[:, asked],
                      shift.flatten(1)[:, asked].norm(dim=0))  # fmt: skip
 

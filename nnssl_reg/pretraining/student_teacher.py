@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +13,7 @@ from nnssl_reg.architectures.projection_head import ProjectionHead
 from nnssl_reg.planning.plans import NetworkPlan, PretrainingPlan
 from nnssl_reg.pretraining.losses import centred, cross_entropy, gram, koleo, moved_centre, sinkhorn
 from nnssl_reg.pretraining.masking import choose_tokens
+from nnssl_reg.pretraining.processes import ALONE, Processes
 from nnssl_reg.pretraining.schedules import StepSettings
 from nnssl_reg.pretraining.views import Views
 
@@ -54,13 +56,24 @@ class Network(nn.Module):
         self.class_head = ProjectionHead(*sizes, generator=generator)
         self.patch_head = ProjectionHead(*sizes, generator=generator)
 
+    def forward(self, images: torch.Tensor, mask: torch.Tensor, index: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """The fields of Outputs, in order. index: of the chosen patch tokens, flat."""
+        tokens = self.encoder(images, mask)
+        whole = ~mask.flatten(1).any(dim=1)
+        features = tokens.class_token[whole]  # (U, D)
+        patches = tokens.patch_tokens.flatten(0, 1)[index]  # (M + V, D)
+        return self.class_head(features), self.patch_head(patches), features, tokens.patch_tokens[whole]
+
 
 class StudentTeacher(nn.Module):
-    """The pair. The teacher starts as the student and follows it as a moving average; gradients reach the student only."""
+    """The pair. The teacher starts as the student and follows it as a moving average; gradients reach the student only.
 
-    def __init__(self, network: NetworkPlan, plan: PretrainingPlan, generator: torch.Generator):
+    processes: those that share a batch.
+    """
+
+    def __init__(self, network: NetworkPlan, plan: PretrainingPlan, generator: torch.Generator, processes: Processes = ALONE):
         super().__init__()
-        self.plan = plan
+        self.plan, self.processes = plan, processes
         self.student = Network(network, plan, generator)
         self.teacher = copy.deepcopy(self.student).requires_grad_(False).eval()
         if plan.gram_weight > 0:
@@ -70,74 +83,71 @@ class StudentTeacher(nn.Module):
         self.register_buffer("patch_centre", torch.zeros(plan.prototypes))
 
     def losses(
-        self, views: Views, settings: StepSettings, generator: torch.Generator
+        self, views: Views, settings: StepSettings, generator: torch.Generator, student: Callable | None = None
     ) -> tuple[dict[str, torch.Tensor], Targets]:
-        """The loss terms by name, "total" their weighted sum, and the teacher's targets for the monitors."""
-        chosen = self.choose(views.mask, generator)
+        """The loss terms by name, "total" their weighted sum, and the teacher's targets for the monitors.
+
+        All are the whole batch's; their gradients are this process's share, which add up to the whole batch's.
+        student: what to call in place of self.student, the same network wrapped.
+        """
+        chosen = self.choose(views.all_masks, generator)
         targets = self.teacher_targets(views, chosen, settings.teacher_temperature)
-        outputs = self.student_outputs(views, chosen)
-        terms = self.compare(targets, outputs, chosen)
+        outputs = Outputs(*(student or self.student)(views.student, views.mask, chosen.index))
+        terms = self.compare(targets, outputs, chosen, whole_samples(views.all_masks))
         if settings.gram_weight > 0:
             terms["gram_loss"] = self.gram_loss(views, outputs.patch_features, generator)
             terms["total"] = terms["total"] + settings.gram_weight * terms["gram_loss"]
         return terms, targets
 
     def choose(self, mask: torch.Tensor, generator: torch.Generator) -> ChosenTokens:
-        """Masked tokens, and visible ones of all samples, at most plan.loss_tokens of each per sample."""
-        masked, masked_weights = choose_tokens(mask.flatten(1), self.plan.loss_tokens, generator)
-        visible, visible_weights = choose_tokens(~mask.flatten(1), self.plan.loss_tokens, generator)
+        """Masked tokens, and visible ones of all samples, at most plan.loss_tokens of each per sample.
+
+        mask: of the whole batch; chosen are tokens of the own samples.
+        """
+        masked, masked_weights = choose_tokens(mask.flatten(1), self.plan.loss_tokens, generator, self.processes)
+        visible, visible_weights = choose_tokens(~mask.flatten(1), self.plan.loss_tokens, generator, self.processes)
         return ChosenTokens(torch.cat((masked, visible)), masked_weights, visible_weights)
 
     @torch.no_grad()
     def teacher_targets(self, views: Views, chosen: ChosenTokens, temperature: float) -> Targets:
         """The teacher sees whole images."""
         tokens = self.teacher.encoder(views.teacher)
-        whole = ~views.mask.flatten(1).any(dim=1)  # (B,)
         class_logits = self.teacher.class_head(tokens.class_token)  # (B, K)
         patch_logits = self.teacher.patch_head(tokens.patch_tokens.flatten(0, 1)[chosen.index])  # (M + V, K)
         if self.plan.centering == "sinkhorn":
-            patch_targets = sinkhorn(patch_logits, temperature)
+            patch_targets = sinkhorn(patch_logits, temperature, processes=self.processes)
         else:
             patch_targets = centred(patch_logits, self.patch_centre, temperature)
-            self.patch_centre.copy_(moved_centre(self.patch_centre, patch_logits))
+            self.patch_centre.copy_(moved_centre(self.patch_centre, patch_logits, processes=self.processes))
         # a batch has too few class tokens to share K prototypes among, as Sinkhorn-Knopp would
-        class_targets = centred(class_logits[whole], self.class_centre, temperature)
-        self.class_centre.copy_(moved_centre(self.class_centre, class_logits))
+        class_targets = centred(class_logits[whole_samples(views.mask)], self.class_centre, temperature)
+        self.class_centre.copy_(moved_centre(self.class_centre, class_logits, processes=self.processes))
         return Targets(class_targets, patch_targets, tokens)
-
-    def student_outputs(self, views: Views, chosen: ChosenTokens) -> Outputs:
-        """The student sees some images masked; of those the class token is not judged."""
-        tokens = self.student.encoder(views.student, views.mask)
-        whole = ~views.mask.flatten(1).any(dim=1)
-        features = tokens.class_token[whole]  # (U, D)
-        patches = tokens.patch_tokens.flatten(0, 1)[chosen.index]  # (M + V, D)
-        return Outputs(
-            self.student.class_head(features), self.student.patch_head(patches), features, tokens.patch_tokens[whole]
-        )
 
     def gram_loss(self, views: Views, tokens: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """How far the similarities among some patch tokens of the unmasked samples are from those that the anchor sees."""
-        whole = ~views.mask.flatten(1).any(dim=1)
-        if not whole.any():
-            return tokens.new_zeros(())
-        with torch.no_grad():
-            anchors = self.anchor_encoder(views.teacher[whole]).patch_tokens
+        whole = whole_samples(views.mask)
         some = torch.randperm(tokens.shape[1], generator=generator, device=tokens.device)[: self.plan.loss_tokens]
-        return gram(tokens[:, some], anchors[:, some])
+        loss = tokens.sum() * 0.0  # where this process has no whole sample
+        if whole.any():
+            with torch.no_grad():
+                anchors = self.anchor_encoder(views.teacher[whole]).patch_tokens
+            share = whole.sum() / whole_samples(views.all_masks).sum()
+            loss = gram(tokens[:, some], anchors[:, some]) * share
+        return self.processes.joined({"gram_loss": loss})["gram_loss"]
 
-    def compare(self, targets: Targets, outputs: Outputs, chosen: ChosenTokens) -> dict[str, torch.Tensor]:
-        """The loss terms by name and their weighted sum, "total"."""
+    def compare(self, targets: Targets, outputs: Outputs, chosen: ChosenTokens, whole: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The loss terms by name and their weighted sum, "total". whole: which samples of the whole batch are unmasked."""
         plan, masked = self.plan, len(chosen.masked_weights)
-        whole = len(outputs.class_tokens)
-        equal = torch.full((whole,), 1 / max(whole, 1), device=chosen.index.device)
-        terms = {
+        equal = (1 / whole.sum().clamp(min=1)).expand(len(outputs.class_tokens))
+        terms = self.processes.joined({
             "class_loss": cross_entropy(targets.class_tokens, outputs.class_tokens, plan.student_temperature, equal),
             "masked_loss": cross_entropy(targets.patch_tokens[:masked], outputs.patch_tokens[:masked],
                                     plan.student_temperature, chosen.masked_weights),
             "visible_loss": cross_entropy(targets.patch_tokens[masked:], outputs.patch_tokens[masked:],
                                      plan.student_temperature, chosen.visible_weights),
-            "koleo": koleo(outputs.class_features),
-        }  # fmt: skip
+        })  # fmt: skip
+        terms["koleo"] = koleo(self.processes.gathered(outputs.class_features))
         weights = {"class_loss": plan.class_weight, "masked_loss": plan.patch_weight, "visible_loss": plan.visible_weight,
                    "koleo": plan.koleo_weight}  # fmt: skip
         return {**terms, "total": sum(weights[name] * term for name, term in terms.items())}
@@ -159,3 +169,8 @@ class StudentTeacher(nn.Module):
     def log_prototypes(self) -> float:
         """ln K: the loss of a student that knows nothing."""
         return math.log(self.plan.prototypes)
+
+
+def whole_samples(mask: torch.Tensor) -> torch.Tensor:
+    """Which samples of masks (B, X', Y', Z') have no masked token, (B,) bool."""
+    return ~mask.flatten(1).any(dim=1)

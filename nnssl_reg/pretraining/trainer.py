@@ -62,7 +62,7 @@ def train(
     at the end. A loss that is not finite or collapsed features lead back to an earlier checkpoint and gentler settings.
     Raises ValueError where that has not helped.
     """
-    clock = ProbeClock()
+    clock, probe = ProbeClock(), probe if run.processes.first else None
     if probe is not None and state.step == 0 and not log.rows:
         log.row({"step": 0, **probed(run, state, folder, log, probe, clock).row()})
     while True:
@@ -73,6 +73,7 @@ def train(
             go_back(run, state, folder, log, trouble)
     if finished:
         save(run, state, folder, "final")
+    run.processes.wait(run.device)  # the first one has written everything
     return finished
 
 
@@ -93,11 +94,11 @@ def train_on(run: Run, state: TrainingState, folder: Path, log: TrainingLog, obs
             averages.add({**values, "seconds_per_step": now - since, "seconds_waiting": waited})
             since = now
             observer.on_step(state.step, values["total"])
-            stopping = observer.should_stop()
+            stopping = run.processes.any(observer.should_stop(), run.device)
             last = state.step == plan.steps
             if state.step % LOG_STEPS == 0 or last:
                 row = row_of(state.step, averages.take(), targets, state.pair)
-                watch(state, row, log)
+                watch(run, state, row, log)
                 asked = probe is not None and (last or clock.due() and not stopping)
                 log.row({**row, **(probed(run, state, folder, log, probe, clock).row() if asked else {})})
             if state.step % plan.steps_per_epoch == 0 or last or stopping:
@@ -113,8 +114,11 @@ def train_on(run: Run, state: TrainingState, folder: Path, log: TrainingLog, obs
 
 
 def train_step(run: Run, state: TrainingState, windows: np.ndarray) -> tuple[dict[str, float], Targets]:
-    """One optimiser step on windows (B, 1, X, Y, Z); the loss terms, the gradient's norm, and the teacher's targets."""
-    configuration, plan = run.configuration, state.plan
+    """One optimiser step on windows (B, 1, X, Y, Z); the loss terms, the gradient's norm, and the teacher's targets.
+
+    The windows and targets are this process's, all else is the whole batch's.
+    """
+    configuration, plan, processes = run.configuration, state.plan, run.processes
     settings = settings_at(state.step, plan)
     cpu_seed, device_seed = seed_of(run.seed, state.step, len(state.recoveries))
     cpu = torch.Generator().manual_seed(cpu_seed)
@@ -122,11 +126,11 @@ def train_step(run: Run, state: TrainingState, windows: np.ndarray) -> tuple[dic
     if settings.gram_weight > 0:
         state.pair.anchor()
     batch = torch.from_numpy(windows).to(run.device, non_blocking=True)
-    views = make_views(batch, plan, configuration.network.patch_size, configuration.image.spacing_mm, cpu, on_device)
-    with seeded(device_seed, run.device), mixed_precision(run.device):
-        losses, targets = state.pair.losses(views, settings, on_device)
+    views = make_views(batch, plan, configuration.network.patch_size, configuration.image.spacing_mm, cpu, processes)
+    with seeded(device_seed + processes.rank, run.device), mixed_precision(run.device):
+        losses, targets = state.pair.losses(views, settings, on_device, state.student)
     state.optimizer.zero_grad(set_to_none=True)
-    losses["total"].backward()
+    (processes.size * losses["total"]).backward()  # the mean of the processes' gradients becomes their sum
     norm = torch.nn.utils.clip_grad_norm_(state.pair.student.parameters(), plan.gradient_clip)
     values = {**{name: float(loss.detach()) for name, loss in losses.items()}, "gradient_norm": float(norm)}
     if all(map(math.isfinite, values.values())):  # else the weights stay as they are, and the caller stops

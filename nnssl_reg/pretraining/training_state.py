@@ -1,10 +1,11 @@
 """A run and its state: what stays, what changes, how it starts and how it is saved."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 from nnssl_reg.planning.plans import Configuration, PretrainingPlan
 from nnssl_reg.pretraining.checkpoint import CheckpointInfo, read_info, restore, save_checkpoint, versions
@@ -12,6 +13,7 @@ from nnssl_reg.pretraining.crop_loader import WindowRequest
 from nnssl_reg.pretraining.monitors import Health
 from nnssl_reg.pretraining.optimizer import build_optimizer
 from nnssl_reg.pretraining.probe import ProbeResult
+from nnssl_reg.pretraining.processes import ALONE, Processes
 from nnssl_reg.pretraining.recovery import Recovery, gentler
 from nnssl_reg.pretraining.student_teacher import StudentTeacher
 from nnssl_reg.pretraining.views import window_size
@@ -19,7 +21,10 @@ from nnssl_reg.pretraining.views import window_size
 
 @dataclass(frozen=True)
 class Run:
-    """What stays the same during a run. cases: the folder of stored cases and the names of those to train on."""
+    """What stays the same during a run. cases: the folder of stored cases and the names of those to train on.
+
+    processes: those that share each batch. Their number changes how fast a run is, not what it computes.
+    """
 
     configuration: Configuration
     configuration_name: str
@@ -28,13 +33,14 @@ class Run:
     case_names: tuple[str, ...]
     seed: int
     device: torch.device
+    processes: Processes = ALONE
 
     @property
     def window_request(self) -> WindowRequest:
         """What the loader reads."""
         plan, spacing = self.configuration.pretraining, self.configuration.image.spacing_mm
         return WindowRequest(self.cases_folder, self.case_names, plan.crop_size, window_size(plan, spacing), plan.batch_size,
-                             plan.foreground_share, self.seed)  # fmt: skip
+                             plan.foreground_share, self.seed, self.processes)  # fmt: skip
 
     def info(self, step: int) -> CheckpointInfo:
         """What a checkpoint after `step` steps says of itself."""
@@ -44,9 +50,13 @@ class Run:
 
 @dataclass
 class TrainingState:
-    """What changes: the networks, the optimiser's moments, the steps done, the last light, the recoveries so far."""
+    """What changes: the networks, the optimiser's moments, the steps done, the last light, the recoveries so far.
+
+    student: the pair's, wrapped so that the processes of a run share its gradients.
+    """
 
     pair: StudentTeacher
+    student: nn.Module = field(repr=False)
     optimizer: torch.optim.AdamW
     step: int = 0
     health: Health = Health("green")
@@ -61,21 +71,28 @@ class TrainingState:
 def start(
     run: Run, checkpoint: Path | None = None, step: int = 0, recoveries: tuple[Recovery, ...] | None = None
 ) -> TrainingState:
-    """Fresh networks from the seed, or those of a checkpoint after `step` steps. recoveries: None: as the checkpoint says."""
+    """Fresh networks from the seed, or those of a checkpoint after `step` steps. recoveries: None: as the checkpoint says.
+
+    Raises ValueError where the processes of a run do not begin alike.
+    """
     if recoveries is None:
         recoveries = () if checkpoint is None else read_info(checkpoint).recoveries
     network, plan = run.configuration.network, gentler(run.configuration.pretraining, len(recoveries))
     generator = torch.Generator().manual_seed(seed_of(run.seed, -1)[0])
-    pair = StudentTeacher(network, plan, generator).to(run.device)
-    state = TrainingState(pair, build_optimizer(pair.student, network.depth, plan.layer_decay), step, recoveries=recoveries)
+    pair = StudentTeacher(network, plan, generator, run.processes).to(run.device)
+    optimizer = build_optimizer(pair.student, network.depth, plan.layer_decay)
     if checkpoint is not None:
-        restore(checkpoint, pair, state.optimizer)
-    return state
+        restore(checkpoint, pair, optimizer)
+    moments = [value for moments in optimizer.state.values() for value in moments.values()]
+    run.processes.require_same([*pair.state_dict().values(), *moments, torch.tensor(step), torch.tensor(len(recoveries))])
+    return TrainingState(pair, run.processes.shared(pair.student), optimizer, step, recoveries=recoveries)
 
 
 def save(run: Run, state: TrainingState, folder: Path, name: str, probe: ProbeResult | None = None,
          keep_previous: bool = True) -> None:  # fmt: skip
-    """Write a checkpoint of the state."""
+    """Write a checkpoint of the state, in the first of a run's processes."""
+    if not run.processes.first:
+        return
     info = replace(run.info(state.step), light=state.health.light, recoveries=state.recoveries)
     if probe is not None:
         info = replace(info, probe_recall=probe.recall, probe_error_mm=probe.error_mm)

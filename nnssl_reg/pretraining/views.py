@@ -9,6 +9,7 @@ from nnssl_reg.geometry.sampling import resample_batch
 from nnssl_reg.planning.plans import PretrainingPlan
 from nnssl_reg.pretraining.intensity import apply_change, draw_change
 from nnssl_reg.pretraining.masking import block_mask
+from nnssl_reg.pretraining.processes import ALONE, Processes
 
 
 @dataclass(frozen=True)
@@ -16,25 +17,32 @@ class Views:
     """teacher, student: (B, 1, X, Y, Z), the same places in other intensities; mask: (B, X', Y', Z') bool over tokens.
 
     The first samples are masked, the others are not: iBOT's loss needs masks, the class loss needs whole images.
+    all_masks: those of the whole batch, of which this process may have a part only.
     """
 
     teacher: torch.Tensor
     student: torch.Tensor
     mask: torch.Tensor
+    all_masks: torch.Tensor
 
 
 def make_views(windows: torch.Tensor, plan: PretrainingPlan, patch_size: tuple[int, int, int],
-               spacing_mm: tuple[float, float, float], cpu: torch.Generator, device: torch.Generator) -> Views:  # fmt: skip
+               spacing_mm: tuple[float, float, float], generator: torch.Generator,
+               processes: Processes = ALONE) -> Views:  # fmt: skip
     """Views of windows (B, 1, X, Y, Z) float32, which are larger than the crop as `window_size` says.
 
-    cpu: draws the parameters; device: the generator on the windows' device, draws the noise.
+    generator: on the CPU, draws the parameters: those of the whole batch, whichever part of it the windows are.
     """
     count = windows.shape[0]
-    matrices = draw_geometry(count, windows.shape[2:], plan, spacing_mm, cpu)
-    crops = resample_batch(windows, matrices, plan.crop_size)
-    change = draw_change(2 * count, plan.intensity_strength, cpu)
-    both = apply_change(torch.cat((crops, crops)), change, device)
-    return Views(both[:count], both[count:], draw_masks(count, plan, patch_size, cpu).to(windows.device))
+    whole = count * processes.size
+    matrices = draw_geometry(whole, windows.shape[2:], plan, spacing_mm, generator)
+    crops = resample_batch(windows, processes.own(matrices), plan.crop_size)
+    teacher, student = torch.arange(2 * whole).chunk(2)
+    change = draw_change(2 * whole, plan.intensity_strength, generator)
+    change = change.of(torch.cat((processes.own(teacher), processes.own(student))))
+    both = apply_change(torch.cat((crops, crops)), change)
+    masks = draw_masks(whole, plan, patch_size, generator).to(windows.device)
+    return Views(both[:count], both[count:], processes.own(masks), masks)
 
 
 def draw_masks(count: int, plan: PretrainingPlan, patch_size: tuple[int, int, int], generator: torch.Generator) -> torch.Tensor:

@@ -62,11 +62,21 @@ def store_cases(folder: Path, count: int) -> tuple[str, ...]:
     return tuple(names)
 
 
+def run_in(folder: Path) -> Run:
+    """A run on five tiny cases, on the CPU."""
+    names = store_cases(folder / "cases", 5)
+    return Run(CONFIGURATION, "3d_fullres", "Dataset999_Waves", folder / "cases", names, 3, torch.device("cpu"))
+
+
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
-    """A run on five tiny cases, on the CPU."""
-    names = store_cases(tmp_path / "cases", 5)
-    return Run(CONFIGURATION, "3d_fullres", "Dataset999_Waves", tmp_path / "cases", names, 3, torch.device("cpu"))
+    return run_in(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def run_of_module(tmp_path_factory) -> Run:
+    """The same run for all tests of a module."""
+    return run_in(tmp_path_factory.mktemp("module"))
 
 
 @pytest.fixture(name="plan")

@@ -22,7 +22,8 @@ def pair_of(configuration, plan) -> StudentTeacher:
 
 def views_of(plan, seed: int = 2) -> Views:
     images = torch.rand(2, 4, 1, 8, 8, 8, generator=generator(seed)) * 2 - 1
-    return Views(images[0], images[1], draw_masks(4, plan, (4, 4, 4), generator(seed)))
+    masks = draw_masks(4, plan, (4, 4, 4), generator(seed))
+    return Views(images[0], images[1], masks, masks)
 
 
 @pytest.mark.parametrize("centering", ["sinkhorn", "centre"])
@@ -86,7 +87,7 @@ def test_the_teacher_moves_towards_the_student_by_its_momentum(configuration, pl
 
 def test_one_crop_alone_trains_without_a_class_loss(configuration, plan):
     views = views_of(plan)
-    one = Views(views.teacher[:1], views.student[:1], views.mask[:1])
+    one = Views(views.teacher[:1], views.student[:1], views.mask[:1], views.mask[:1])
     losses, targets = pair_of(configuration, plan).losses(one, settings_at(0, plan), generator())
     assert losses["class_loss"].item() == 0 == losses["koleo"].item()
     assert losses["total"].isfinite() and len(targets.class_tokens) == 0

@@ -1,0 +1,165 @@
+"""Several processes: together they compute what one does with the joined batch, and they stop, go back and resume as one."""
+
+import contextlib
+import json
+import math
+import subprocess
+import sys
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file, save_file
+
+from nnssl_reg.imageio.case_store import case_names
+from nnssl_reg.imageio.json_files import read_dataclass, write_json
+from nnssl_reg.planning.plans import Configuration
+from nnssl_reg.pretraining import trainer
+from nnssl_reg.pretraining.checkpoint import checkpoint_path, newest_checkpoint, read_info
+from nnssl_reg.pretraining.crop_loader import open_loader
+from nnssl_reg.pretraining.processes import Processes
+from nnssl_reg.pretraining.trainer import Observer, next_windows, train, train_step
+from nnssl_reg.pretraining.training_log import TrainingLog
+from nnssl_reg.pretraining.training_state import Run, start
+
+SIZE = 2
+CASES = {
+    "sinkhorn": {},
+    "centre": {"centering": "centre", "loss_tokens": 3},
+    "gram": {"gram_weight": 2.0, "gram_start_step": 1},
+    "uneven": {"batch_size": 6},  # three of six are masked: one process has two of them, the other one
+}
+STEPS = 4
+
+
+def with_plan(run: Run, **values) -> Run:
+    """The run without stochastic depth, which each process draws for itself, and with other values in its plan."""
+    network = replace(run.configuration.network, drop_path_rate=0.0)
+    pretraining = replace(run.configuration.pretraining, **values)
+    return replace(run, configuration=replace(run.configuration, network=network, pretraining=pretraining))
+
+
+def a_few_steps(run: Run, name: str, folder: Path) -> None:
+    """Train a few steps; the losses, and all tensors at the end, go to <name>_<processes>_<rank>."""
+    run = with_plan(run, **CASES[name])
+    state, loader, rows = start(run), open_loader(run.window_request, 0, 0), []
+    for group in state.optimizer.param_groups:
+        group["eps"] = 1e-3  # or AdamW would make whole steps of gradients that are 0 but for rounding
+    for _ in range(STEPS):
+        rows.append(train_step(run, state, next_windows(loader))[0])
+        state.step += 1
+    stem = folder / f"{name}_{run.processes.size}_{run.processes.rank}"
+    stem.with_suffix(".json").write_text(json.dumps(rows))
+    moments = {f"moment.{n}": state.optimizer.state[p]["exp_avg"] for n, p in state.pair.student.named_parameters()}
+    save_file({**state.pair.state_dict(), **moments}, stem.with_suffix(".safetensors"))
+
+
+def go(run: Run, folder: Path, observer: Observer, resume: bool = False):
+    """Train in a folder, anew or from its newest checkpoint; the state at the end."""
+    folder.mkdir(exist_ok=True)
+    path, info = newest_checkpoint(folder) if resume else (None, None)
+    run.processes.wait(run.device)
+    state = start(run, path, info.step if info else 0)
+    train(run, state, folder, TrainingLog(folder, print, silent=not run.processes.first), observer)
+    return state
+
+
+def break_down(run: Run, folder: Path) -> None:
+    """Train while the teacher of the second process loses its mind after step 5; the way back goes to back_<rank>.json."""
+    left, state, rank = [1], start(run), run.processes.rank
+
+    def harm(step: int, loss: float) -> None:
+        if rank == 1 and step == 5 and left.pop():
+            state.pair.teacher.encoder.eva.norm.weight.data.fill_(math.nan)
+            left.append(0)
+
+    (folder / "back").mkdir(exist_ok=True)
+    log = TrainingLog(folder / "back", print, silent=rank > 0)
+    train(run, state, folder / "back", log, Observer(on_step=harm))
+    (folder / f"back_{rank}.json").write_text(json.dumps([(r.step, r.back_to) for r in state.recoveries]))
+
+
+def be_one_of_them(rank: int, folder: Path) -> None:
+    """What each of the processes does: all that the tests look at, because starting them takes the most time."""
+    torch.set_num_threads(1)
+    trainer.mixed_precision, trainer.LOG_STEPS = lambda device: contextlib.nullcontext(), 2
+    dist.init_process_group("gloo", f"file://{folder / 'meeting'}", timedelta(minutes=2), SIZE, rank)
+    configuration, cases = read_dataclass(Configuration, folder / "plan.json"), folder / "cases"
+    run = Run(configuration, "3d_fullres", "Dataset999_Waves", cases, tuple(case_names(cases)), 3, torch.device("cpu"),
+              Processes(rank, SIZE))  # fmt: skip
+    for name in CASES:
+        a_few_steps(run, name, folder)
+    go(run, folder / "straight", Observer())
+    go(run, folder / "broken", Observer(should_stop=lambda: rank == 1))  # a signal may reach one of them only
+    (folder / f"stopped_{rank}.json").write_text(str(newest_checkpoint(folder / "broken")[1].step))
+    go(run, folder / "broken", Observer(), resume=True)
+    break_down(with_plan(run, steps=8, steps_per_epoch=2), folder)
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def shared(run_of_module) -> tuple[Run, Path]:
+    """A run, and the folder in which two processes have left what they found."""
+    folder = run_of_module.cases_folder.parent
+    write_json(folder / "plan.json", run_of_module.configuration)
+    started = [subprocess.Popen([sys.executable, __file__, str(rank), str(folder)], stdout=subprocess.PIPE,
+                                stderr=subprocess.STDOUT, text=True) for rank in range(SIZE)]  # fmt: skip
+    said = [process.communicate(timeout=300)[0] for process in started]
+    assert [process.returncode for process in started] == [0] * SIZE, "\n".join(said)
+    return run_of_module, folder
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_two_processes_compute_what_one_does_with_the_joined_batch(shared, name, monkeypatch):
+    run, folder = shared
+    monkeypatch.setattr(trainer, "mixed_precision", lambda device: contextlib.nullcontext())
+    a_few_steps(run, name, folder)
+    alone, *together = (json.loads((folder / f"{name}_{n}.json").read_text()) for n in ("1_0", "2_0", "2_1"))
+    for rows in together:
+        for row, expected in zip(rows, alone, strict=True):
+            assert row == pytest.approx(expected, rel=1e-4)
+    alone, *together = (load_file(folder / f"{name}_{n}.safetensors") for n in ("1_0", "2_0", "2_1"))
+    for key, value in alone.items():
+        assert torch.equal(together[0][key], together[1][key]), key
+        torch.testing.assert_close(together[0][key], value, rtol=1e-4, atol=1e-6, msg=key)
+    before = start(with_plan(run, **CASES[name])).pair.state_dict()
+    assert (
+        max(float((alone[key].float() - value.float()).abs().max()) for key, value in before.items()) > 1e-4
+    )  # there was something to learn
+
+
+def test_a_run_of_two_processes_that_one_signal_stopped_resumes_bit_for_bit(shared):
+    _, folder = shared
+    assert [(folder / f"stopped_{rank}.json").read_text() for rank in range(SIZE)] == ["1", "1"]
+    straight, resumed = (load_file(checkpoint_path(folder / name, "final")) for name in ("straight", "broken"))
+    assert straight.keys() == resumed.keys()
+    assert all(torch.equal(value, resumed[key]) for key, value in straight.items())
+
+
+def test_one_process_goes_on_with_the_run_of_two(shared):
+    run, folder = shared
+    path, info = newest_checkpoint(folder / "straight")
+    longer = replace(run, configuration=replace(run.configuration, pretraining=replace(info.pretraining, steps=info.step + 2)))
+    assert go(longer, folder / "straight", Observer(), resume=True).step == info.step + 2 == 8
+    assert path == checkpoint_path(folder / "straight", "final")
+
+
+def test_where_one_process_breaks_down_both_go_back_to_the_same_step(shared):
+    _, folder = shared
+    assert [json.loads((folder / f"back_{rank}.json").read_text()) for rank in range(SIZE)] == [[[6, 4]], [[6, 4]]]
+    assert len(read_info(checkpoint_path(folder / "back", "final")).recoveries) == 1
+
+
+def test_only_the_first_process_writes_and_its_rows_are_of_the_whole_batch(shared):
+    run, folder = shared
+    assert len(list((folder / "straight").glob("training_log_*.txt"))) <= 2  # one of two processes, one of going on alone
+    rows = [json.loads(line) for line in (folder / "straight" / "training_log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows][:3] == [2, 4, 6]
+    assert all(0 < row["spread_between"] < 2 and row["effective_rank"] > 1 for row in rows)
+
+
+if __name__ == "__main__":
+    be_one_of_them(int(sys.argv[1]), Path(sys.argv[2]))
