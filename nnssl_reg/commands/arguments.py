@@ -87,7 +87,7 @@ def _train_dino(parser: ArgumentParser) -> None:
     parser.add_argument("-d", metavar="ID", help="the data set, instead of the first position")
     parser.add_argument("-c", metavar="CONFIGURATION", help="the configuration, instead of the second position")
     parser.add_argument("-p", default="nnsslPlans", metavar="PLANS", help="default: nnsslPlans")
-    parser.add_argument("-num_gpus", type=int, default=1, metavar="N", help="GPUs on this machine; default: 1")
+    parser.add_argument("-num_gpus", type=int, default=1, metavar="N", help="GPUs on this machine that share each batch; default: 1")
     parser.add_argument("--continue", "--c", dest="resume", action="store_true", help="go on from the latest checkpoint")
     parser.add_argument("-device", default=None, help=DEVICES)
     parser.add_argument("--seed", type=int, default=0, help="same seed, same result on one machine; default: 0")

@@ -5,8 +5,8 @@ from nnssl_reg.planning.plans import Configuration
 CENTERINGS = ("sinkhorn", "centre")
 
 
-def require_trainable(configuration: Configuration) -> None:
-    """Raises ValueError listing every value that cannot be trained with."""
+def require_trainable(configuration: Configuration, processes: int = 1) -> None:
+    """Raises ValueError listing every value that cannot be trained with. processes: that share a batch."""
     network, plan = configuration.network, configuration.pretraining
     problems = []
 
@@ -29,6 +29,9 @@ def require_trainable(configuration: Configuration) -> None:
         "head_bottleneck_dim",
     ):
         require(vars(plan)[name] >= 1, name, "at least 1")
+    if processes > 1:
+        shared = plan.batch_size % processes == 0
+        require(shared, "batch_size", f"a multiple of {processes}, the processes that share it")
     require(plan.prototypes >= 2, "prototypes", "at least 2")
     for name in ("gram_weight", "gram_start_step"):
         require(vars(plan)[name] >= 0, name, "0 or more")

@@ -8,71 +8,15 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from nnssl_reg.commands import train_dino
 from nnssl_reg.commands.entry import main
-from nnssl_reg.commands.preprocess import image_plan_fingerprint
-from nnssl_reg.geometry.grid import Grid
-from nnssl_reg.geometry.image import Image
-from nnssl_reg.imageio.case_store import CaseProperties, GridRecord, write_case
+from nnssl_reg.commands.training_job import configured
 from nnssl_reg.imageio.json_files import write_json
-from nnssl_reg.planning.fingerprint import case_fingerprint, merge
-from nnssl_reg.planning.planner import plan
-from nnssl_reg.planning.plans import Configuration, Plans
+from nnssl_reg.planning.plans import Plans
 from nnssl_reg.pretraining.checkpoint import checkpoint_path, load_encoder, read_info
 
 DATASET = "Dataset999_Waves"
-
-
-def planned() -> Configuration:
-    """What the planner says for small images of noise."""
-    rng = np.random.default_rng(0)
-    image = Image(rng.uniform(0, 100, (1, 12, 12, 16)).astype(np.float32), Grid((12, 12, 16), np.eye(4)))
-    measured = {f"Case_{i:04d}": case_fingerprint(image, "0", "MR") for i in range(9)}
-    return plan(merge(DATASET, measured, {"0": "MR"}), 8).configurations["3d_fullres"]
-
-
-TINY = planned()
-CONFIGURATION = replace(
-    TINY,
-    image=replace(TINY.image, spacing_mm=(1.0, 1.0, 1.0)),
-    network=replace(
-        TINY.network, embed_dim=24, depth=1, num_heads=2, patch_size=(4, 4, 4), register_tokens=1, drop_path_rate=0.0
-    ),
-    pretraining=replace(
-        TINY.pretraining,
-        crop_size=(8, 8, 8), batch_size=2, steps=4, steps_per_epoch=2, prototypes=16, head_hidden_dim=8,
-        head_bottleneck_dim=8, learning_rate=1e-3, final_learning_rate=1e-5, warmup_steps=2, layer_decay=0.9,
-        weight_decay=0.04, final_weight_decay=0.2, gradient_clip=3.0, teacher_momentum=0.9, final_teacher_momentum=0.99,
-        student_temperature=0.1, teacher_temperature=0.04, final_teacher_temperature=0.07, teacher_temperature_steps=2,
-        centering="sinkhorn", mask_ratio=(0.4, 0.6), loss_tokens=6, class_weight=1.0, patch_weight=1.0,
-        visible_weight=1.0, koleo_weight=0.1, zoom=(0.9, 1.1), rotation_degrees=10.0, intensity_strength=1.0,
-        foreground_share=0.5, workers=0,
-    ),
-)  # fmt: skip
-
-
-@pytest.fixture
-def folders(tmp_path: Path, monkeypatch) -> Path:
-    """preprocessed (with plans and nine cases) and results, named by the environment; returns their parent."""
-    preprocessed = tmp_path / "preprocessed" / DATASET
-    write_json(preprocessed / "nnsslPlans.json", Plans(DATASET, "nnsslPlans", {"3d_fullres": CONFIGURATION}))
-    cases = preprocessed / "nnsslPlans_3d_fullres"
-    cases.mkdir()
-    rng, grid = np.random.default_rng(0), Grid((12, 12, 16), np.eye(4))
-    record, plans = GridRecord.of(grid), image_plan_fingerprint(CONFIGURATION, "0")
-    for i in range(9):
-        array = rng.uniform(-1, 1, (1, *grid.shape)).astype(np.float32)
-        box = [[0, n] for n in grid.shape]
-        properties = CaseProperties(
-            f"Case_{i:04d}_0000", "0", "MR", "x.nii.gz", "raw", plans, record, box, record, {}, [[5, 5, 5]]
-        )
-        write_case(cases, array, properties, (8, 8, 8))
-    monkeypatch.setenv("nnssl_preprocessed", str(tmp_path / "preprocessed"))
-    monkeypatch.setenv("nnssl_results", str(tmp_path / "results"))
-    return tmp_path
 
 
 def train(*args: str) -> int:
@@ -83,13 +27,13 @@ def output(folders: Path) -> Path:
     return folders / "results" / DATASET / "DINO__nnsslPlans__3d_fullres"
 
 
-def test_a_run_leaves_a_folder_that_suffices_to_use_it(folders, capsys):
+def test_a_run_leaves_a_folder_that_suffices_to_use_it(folders, training_configuration, capsys):
     assert train("999") == 0
     names = {path.name.split("_2")[0] for path in output(folders).iterdir()}
     assert {"nnsslPlans.json", "configuration.json", "checkpoint_final.safetensors", "checkpoint_final.json", "progress.png",
             "pca_latest.png", "training_log.jsonl", "training_log"} <= names  # fmt: skip
     configuration, encoder = load_encoder(output(folders), "cpu")
-    assert configuration == CONFIGURATION and encoder.patch_size == (4, 4, 4)
+    assert configuration == training_configuration and encoder.patch_size == (4, 4, 4)
     said = capsys.readouterr()
     assert "Finished after 4 steps" in said.out and "8 cases" in said.err + said.out  # one of nine is held out
     assert "held out for the probe: Case_" in said.err + said.out
@@ -147,10 +91,10 @@ def test_continuing_without_an_earlier_run_begins_one(folders):
     assert read_info(checkpoint_path(output(folders), "final")).step == 4
 
 
-def test_schedules_follow_a_changed_number_of_steps_unless_set_themselves(folders):
-    changed = train_dino.configured(CONFIGURATION, ["pretraining.steps=40"], False).pretraining
+def test_schedules_follow_a_changed_number_of_steps_unless_set_themselves(training_configuration):
+    changed = configured(training_configuration, ["pretraining.steps=40"], False).pretraining
     assert (changed.steps, changed.warmup_steps, changed.teacher_temperature_steps) == (40, 20, 20)
-    changed = train_dino.configured(CONFIGURATION, ["pretraining.steps=40", "pretraining.warmup_steps=3"], False).pretraining
+    changed = configured(training_configuration, ["pretraining.steps=40", "pretraining.warmup_steps=3"], False).pretraining
     assert (changed.steps, changed.warmup_steps, changed.teacher_temperature_steps) == (40, 3, 20)
 
 
@@ -175,11 +119,10 @@ def test_the_time_limit_saves_and_says_how_to_go_on(folders, capsys):
     assert read_info(checkpoint_path(output(folders), "final")).step == 4
 
 
-def test_missing_or_outdated_cases_are_said_before_anything_is_written(folders, capsys):
+def test_missing_or_outdated_cases_are_said_before_anything_is_written(folders, training_configuration, capsys):
     cases = folders / "preprocessed" / DATASET / "nnsslPlans_3d_fullres"
-    plans = Plans(
-        DATASET, "nnsslPlans", {"3d_fullres": replace(CONFIGURATION, image=replace(CONFIGURATION.image, crop_margin_mm=9.0))}
-    )
+    image = replace(training_configuration.image, crop_margin_mm=9.0)
+    plans = Plans(DATASET, "nnsslPlans", {"3d_fullres": replace(training_configuration, image=image)})
     write_json(cases.parent / "nnsslPlans.json", plans)
     assert train("999") == 1
     assert "preprocessed by other plans" in (error := capsys.readouterr().err) and "nnssl_preprocess -d" in error
@@ -198,7 +141,9 @@ def test_missing_or_outdated_cases_are_said_before_anything_is_written(folders, 
     [
         (("--set", "pretraining.stepz=5"), "Did you mean pretraining.steps"),
         (("--set", "pretraining.crop_size=9"), "whole patches of (4, 4, 4)"),
-        (("-num_gpus", "2"), "-num_gpus 2"),
+        (("-num_gpus", "0"), "-num_gpus 0"),
+        (("-num_gpus", "4", "-device", "cpu"), "a multiple of 4, the processes that share it"),
+        (("-num_gpus", "2", "-device", "cuda:1"), "-device cuda:1"),
         (("-device", "cuda:99"), "-device cuda:99 cannot be used"),
         (("-p", "otherPlans"), "otherPlans.json does not exist"),
     ],

@@ -1,0 +1,92 @@
+"""Training by several processes from the command line: started here or by torchrun, stopped, and failing, as one."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+import torch
+
+from nnssl_reg.commands.training_processes import chosen_device, torchrun_place
+from nnssl_reg.pretraining.checkpoint import checkpoint_path, read_info
+from nnssl_reg.pretraining.processes import Processes
+
+PROGRAM = "from nnssl_reg.commands.entry import main; import sys; sys.exit(main(sys.argv[1:], 'nnssl_train_dino'))"
+TOGETHER = [sys.executable, "-c", PROGRAM, "999", "--no_pbar", "-device", "cpu", "-num_gpus", "2"]
+
+
+def started(*flags: str) -> subprocess.Popen:
+    """Two processes that train."""
+    return subprocess.Popen([*TOGETHER, *flags], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_two_processes_train_one_run_and_each_thing_is_said_once(trainable):
+    with started() as process:
+        said, error = process.communicate(timeout=300)
+    assert process.returncode == 0, error
+    assert said.count("Finished after 4 steps") == 1 == said.count("2 processes (cpu)") == said.count("Best by the probe")
+    assert read_info(checkpoint_path(trainable, "final")).step == 4
+    assert len(list(trainable.glob("training_log_*.txt"))) == 1
+    assert not list(trainable.glob(".*partial*"))
+
+
+@pytest.mark.slow
+def test_ctrl_c_reaches_both_once_and_the_run_is_saved(trainable):
+    with started("--set", "pretraining.steps=100000") as process:
+        deadline = time.time() + 240
+        while not checkpoint_path(trainable, "latest").exists() and time.time() < deadline:
+            time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        said, error = process.communicate(timeout=120)
+    assert process.returncode == 130, error
+    assert said.count("Stopped by SIGINT") == 1 and "--continue" in said
+    rows = [json.loads(line)["step"] for line in (trainable / "training_log.jsonl").read_text().splitlines()]
+    assert read_info(checkpoint_path(trainable, "latest")).step >= rows[-1]
+
+
+def test_what_goes_wrong_in_the_processes_is_said_once_and_ends_all(trainable, monkeypatch):
+    trainable.parent.parent.mkdir(parents=True)
+    trainable.parent.write_text("a file where the results should go")
+    with started() as process:
+        said, error = process.communicate(timeout=300)
+    assert process.returncode == 1
+    assert error.count("error: ") == 1 and str(trainable.parent) in error and "Traceback" not in error
+
+
+def test_torchrun_tells_each_process_its_place(monkeypatch):
+    args = Namespace(num_gpus=1, device="cpu")
+    assert torchrun_place(args) is None
+    told = {"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "a", "MASTER_PORT": "1"}
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    place = torchrun_place(args)
+    assert (place.processes, place.meeting, place.device) == (Processes(3, 4), "env://", torch.device("cpu"))
+    with pytest.raises(ValueError, match="leave it out"):
+        torchrun_place(Namespace(num_gpus=2, device="cpu"))
+
+
+def test_each_process_takes_a_gpu_of_its_own_and_too_few_are_said(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch, "empty", lambda *_, **__: None)
+    assert [chosen_device("cuda", n, 2) for n in range(2)] == [torch.device("cuda", 0), torch.device("cuda", 1)]
+    assert chosen_device("cuda:1", 0, 1) == torch.device("cuda", 1)
+    with pytest.raises(ValueError, match="4 GPUs are asked for, but torch finds 2"):
+        chosen_device("cuda", 0, 4)
+    with pytest.raises(ValueError, match="each takes its own"):
+        chosen_device("cuda:1", 0, 2)
+
+
+@pytest.mark.slow
+def test_torchrun_starts_the_console_script(trainable):
+    script = Path(trainable.parents[2]) / "train.py"
+    script.write_text(PROGRAM)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script), "999",
+               "--no_pbar", "-device", "cpu"]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Finished after 4 steps") == 1
