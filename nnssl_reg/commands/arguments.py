@@ -82,12 +82,16 @@ def _preprocess(parser: ArgumentParser) -> None:
 
 
 def _train_dino(parser: ArgumentParser) -> None:
-    parser.add_argument("dataset", nargs="?", metavar="DATASET", help="1, 001 or Dataset001_Name")
-    parser.add_argument("configuration", nargs="?", metavar="CONFIGURATION", help="default: 3d_fullres")
-    parser.add_argument("-d", metavar="ID", help="the data set, instead of the first position")
-    parser.add_argument("-c", metavar="CONFIGURATION", help="the configuration, instead of the second position")
+    parser.add_argument("dataset", nargs="*", metavar="DATASET ... CONFIGURATION",
+                        help="data sets (1, 001 or Dataset001_Name), then the configuration; default: 3d_fullres")  # fmt: skip
+    parser.add_argument("-d", nargs="+", metavar="ID", help="the data sets, instead of by position")
+    parser.add_argument("-c", metavar="CONFIGURATION", help="the configuration, instead of by position")
+    parser.add_argument("-weights", nargs="+", type=float, default=None, metavar="WEIGHT",
+                        help="how often each data set is seen, relative to the others; default: by its cases")  # fmt: skip
     parser.add_argument("-p", default="nnsslPlans", metavar="PLANS", help="default: nnsslPlans")
-    parser.add_argument("-num_gpus", type=int, default=1, metavar="N", help="GPUs on this machine that share each batch; default: 1")
+    parser.add_argument(
+        "-num_gpus", type=int, default=1, metavar="N", help="GPUs on this machine that share each batch; default: 1"
+    )
     parser.add_argument("--continue", "--c", dest="resume", action="store_true", help="go on from the latest checkpoint")
     parser.add_argument("-device", default=None, help=DEVICES)
     parser.add_argument("--seed", type=int, default=0, help="same seed, same result on one machine; default: 0")

@@ -1,9 +1,11 @@
 """Which cases are kept from training, and the probe that is made of them."""
 
 import hashlib
+import logging
 import re
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -21,6 +23,7 @@ from nnssl_reg.pretraining.training_state import Run
 HELD_OUT_FROM = 8  # cases; fewer are all trained on
 PATIENTS = 4  # held out at most, and at most one of eight
 PAIRS = 8  # of a probe, in turn from its cases
+log = logging.getLogger("nnssl_reg")
 CHANNEL = re.compile(r"_\d{4}$")
 
 
@@ -44,10 +47,16 @@ def patient_of(name: str) -> str:
     return CHANNEL.sub("", name)
 
 
-def build_probe(run: Run, names: Sequence[str]) -> Probe | None:
-    """A probe of these cases, the same for the same seed; None where nothing in them could be found again."""
-    known = [read_properties(run.cases_folder, name) for name in names]
-    pairs = [probe_pair(run, known, i) for i in range(PAIRS)]
+def build_probe(run: Run, cases: Sequence[Path]) -> Probe | None:
+    """A probe of these cases (folder / name), the same for the same seed; None where nothing in them could be found again."""
+    known = {}
+    for case in cases:
+        try:
+            read_case(case.parent, case.name)
+            known[case] = read_properties(case.parent, case.name)
+        except (ValueError, OSError) as error:
+            log.warning("%s is not probed: %s", case, error)
+    pairs = [probe_pair(run, known, i) for i in range(PAIRS)] if known else []
     pairs = [pair for pair in pairs if len(pair.asked)]
     if not pairs:
         return None
@@ -56,15 +65,16 @@ def build_probe(run: Run, names: Sequence[str]) -> Probe | None:
     return Probe(pairs, partial(_encode, window_size=run.configuration.pretraining.crop_size, device=run.device), project)
 
 
-def probe_pair(run: Run, known: Sequence[CaseProperties], number: int) -> ProbePair:
+def probe_pair(run: Run, known: dict[Path, CaseProperties], number: int) -> ProbePair:
     """Pair `number` of a probe: a crop on the body of one of the cases, in turn.
 
     In every other turn what is deformed is another contrast of the same patient, if there is one.
     """
     turn, place = divmod(number, len(known))
-    source, properties = read_case(run.cases_folder, known[place].name)
-    others = other_contrasts(properties, known)
-    deformed = read_case(run.cases_folder, others[turn // 2 % len(others)])[0] if others and turn % 2 == 0 else source
+    case = list(known)[place]
+    source, properties = read_case(case.parent, case.name)
+    others = other_contrasts(properties, [p for c, p in known.items() if c.parent == case.parent])
+    deformed = read_case(case.parent, others[turn // 2 % len(others)])[0] if others and turn % 2 == 0 else source
     plan = run.configuration.pretraining
     points = np.array(properties.foreground_points, dtype=float).reshape(-1, 3)
     centre = crop_centre(source.grid.shape, plan.crop_size, points, 1.0, np.random.default_rng([run.seed, 3, number]))

@@ -1,15 +1,17 @@
-"""nnssl_train_dino: pretrain PRIMUS on preprocessed cases of one data set, without labels."""
+"""nnssl_train_dino: pretrain PRIMUS on preprocessed cases of one or several data sets, without labels."""
 
 import logging
 import math
 import signal
 import time
 from argparse import Namespace
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from tqdm import tqdm
 
+from nnssl_reg.commands.failed_cases import print_failures, record_failures
 from nnssl_reg.commands.held_out import build_probe
 from nnssl_reg.commands.stop_request import StopRequest
 from nnssl_reg.commands.training_job import Job, fitted, read_job
@@ -20,12 +22,15 @@ from nnssl_reg.geometry.image import Image
 from nnssl_reg.imageio.case_store import read_case
 from nnssl_reg.imageio.json_files import write_json
 from nnssl_reg.planning.memory import GB, training_bytes
+from nnssl_reg.pretraining.case_groups import BLOCK, CaseGroup, slots
 from nnssl_reg.pretraining.checkpoint import checkpoint_path, read_info
-from nnssl_reg.pretraining.measure import measure
+from nnssl_reg.pretraining.measure import Cost, measure
 from nnssl_reg.pretraining.trainer import Observer, train
 from nnssl_reg.pretraining.training_log import TrainingLog
 from nnssl_reg.pretraining.training_state import TrainingState, start
 
+STEP = "train"
+OTHER_SHARE = 0.05  # of a run's time that goes into probes, pictures and checkpoints
 PICTURE_SECONDS = 60  # between pictures: they take a second or two
 log = logging.getLogger("nnssl_reg")
 
@@ -61,15 +66,37 @@ def print_cost(job: Job) -> None:
     cost = measure(job.run)
     if not job.run.processes.first:
         return
-    precision = "float32" if job.run.device.type == "cpu" else "bfloat16"
-    memory = cost.gpu_bytes or training_bytes(network, replace(plan, batch_size=plan.batch_size // size), precision)
-    print(f"{job.run.dataset_name} {job.run.configuration_name}: {len(job.run.case_names)} cases to train on, {devices(job)}")
+    minutes = cost.seconds_per_step * plan.steps / (1 - OTHER_SHARE) / 60
+    time_needed = f"{minutes:.0f} minutes" if minutes < 100 else f"{minutes / 60:.1f} h"
+    crops = plan.batch_size * plan.steps
+    cases = count_cases(job)
+    print(f"{job.run.dataset_name} {job.run.configuration_name}: {cases} cases to train on, {devices(job)}")
     print(f"  network  {cost.parameters / 1e6:.1f} million weights, width {network.embed_dim}, depth {network.depth}")
     print(f"  crops    {plan.batch_size} of {' x '.join(map(str, plan.crop_size))} voxels in each of {plan.steps} steps")
-    print(f"  memory   {memory / GB:.1f} GB ({'measured' if cost.gpu_bytes else 'predicted'})")
-    print(f"  time     {cost.seconds_per_step * plan.steps / 3600:.1f} h ({cost.seconds_per_step:.2f} s per step, measured)")
+    print(f"  memory   {memory_told(job, cost)}{' in each process' if size > 1 else ''}")
+    speed = plan.batch_size / cost.seconds_per_step
+    print(f"  speed    {speed:.3g} crops/s with their reading ({cost.seconds_per_step:.2f} s per step, measured)")
+    print(f"  time     {time_needed}, {OTHER_SHARE:.0%} of it for probes, pictures and checkpoints")
+    print(f"  data     {crops} crops, {crops / cases:.0f} of each case")
     print(f"  disk     {4 * cost.checkpoint_bytes / GB:.2f} GB (checkpoints latest, previous, best and final) in {job.folder}")
     print("Nothing was written.")
+
+
+def count_cases(job: Job) -> int:
+    """Cases to train on."""
+    return sum(len(group.names) for group in job.run.groups)
+
+
+def memory_told(job: Job, cost: Cost) -> str:
+    """The memory of a process, measured or else predicted."""
+    network, plan = job.run.configuration.network, job.run.configuration.pretraining
+    main = [] if cost.main_bytes is None else [f"{cost.main_bytes / GB:.1f} GB of main memory"]
+    if cost.gpu_bytes is not None:
+        return f"{cost.gpu_bytes / GB:.1f} GB of the GPU's" + "".join(f", {part}" for part in main) + " (measured)"
+    if job.run.device.type == "cpu" and main:
+        return main[0] + " (measured)"
+    own = replace(plan, batch_size=plan.batch_size // job.run.processes.size)
+    return f"{training_bytes(network, own, 'bfloat16') / GB:.1f} GB (predicted)"
 
 
 def pretrain(job: Job, stop: StopRequest, args: Namespace) -> int:
@@ -88,13 +115,17 @@ def pretrain(job: Job, stop: StopRequest, args: Namespace) -> int:
         observer = Observer(on_step=lambda step, loss: _advance(bar, step, loss), should_stop=lambda: bool(stop),
                             **({"on_epoch": Pictures(job)} if first else {}))  # fmt: skip
         finished = train(job.run, state, job.folder, training_log, observer, probe)
+    if training_log.left_out:
+        cases = [(Path(case).name, Path(f"{case}.b2nd"), reason) for case, reason in training_log.left_out.items()]
+        path = record_failures(job.folder, STEP, cases) if first else None
+        print_failures(job.run.dataset_name, cases, path)
     if first and finished:
         print(f"Finished after {state.step} steps: {checkpoint_path(job.folder, 'final')}")
         print_best(job.folder)
     elif first:
         print(f"{why_stopped(stop, args)} at step {state.step} of {plan.steps}, saved to "
               f"{checkpoint_path(job.folder, 'latest')}. The same command with --continue goes on from there.")  # fmt: skip
-    return 0 if finished else stop.exit_code
+    return int(bool(training_log.left_out)) if finished else stop.exit_code
 
 
 def why_stopped(stop: StopRequest, args: Namespace) -> str:
@@ -118,11 +149,20 @@ def opening(job: Job, args: Namespace) -> str:
     plan = job.run.configuration.pretraining
     origin = f"Going on from {job.checkpoint} (step {job.step})" if job.checkpoint else "Starting"
     said = f"; with {', '.join(args.overrides)}" if args.overrides else ""
-    kept = "held out for the probe" if set(job.probed).isdisjoint(job.run.case_names) else "trained on and probed"
-    return (f"{origin}: {job.run.dataset_name} {job.run.configuration_name}, {len(job.run.case_names)} cases on "
+    trained = {group.folder / name for group in job.run.groups for name in group.names}
+    sources = "" if len(job.run.groups) == 1 else f" ({told_groups(job.run.groups)})"
+    kept = "held out for the probe" if trained.isdisjoint(job.probed) else "trained on and probed"
+    return (f"{origin}: {job.run.dataset_name} {job.run.configuration_name}, {len(trained)} cases{sources} on "
             f"{devices(job)}, {plan.steps} steps of {plan.batch_size} crops, seed {job.run.seed}{said}; {kept}: "
-            f"{', '.join(job.probed)}. A student that knows "
+            f"{', '.join(case.name for case in job.probed)}. A student that knows "
             f"nothing has the loss ln K = {math.log(plan.prototypes):.3f}.")  # fmt: skip
+
+
+def told_groups(groups: Sequence[CaseGroup]) -> str:
+    """How many cases of each group there are, and how many samples of hundred are theirs."""
+    counts = slots([group.share for group in groups])
+    return ", ".join(f"{len(group.names)} of {group.folder.parent.name}, {100 * count / BLOCK:g} % of the crops"
+                     for group, count in zip(groups, counts))  # fmt: skip
 
 
 def devices(job: Job) -> str:
@@ -136,7 +176,7 @@ class Pictures:
 
     def __init__(self, job: Job):
         self.job = job
-        self.image: Image = read_case(job.run.cases_folder, job.probed[0])[0]
+        self.case, self.image = first_image(job.probed)
         self.drawn = -math.inf
 
     def __call__(self, state: TrainingState, training_log: TrainingLog) -> None:
@@ -148,10 +188,22 @@ class Pictures:
         title = f"{run.dataset_name} {run.configuration_name}"
         progress_figure(folder / "progress.png", training_log.rows, training_log.trained["log_prototypes"], title)
         plan, encoder = run.configuration.features, state.pair.teacher.encoder
+        self.drawn = time.monotonic()
+        if self.image is None:
+            return
         tokens = encode(self.image, encoder, window_size=plan.window_size, window_overlap=plan.window_overlap,
                         token_shifts=(1, 1, 1), device=run.device)  # fmt: skip
-        feature_figure(folder / "pca_latest.png", self.image, tokens, (self.job.probed[0],), f"{title}, step {state.step}")
-        self.drawn = time.monotonic()
+        feature_figure(folder / "pca_latest.png", self.image, tokens, (self.case,), f"{title}, step {state.step}")
+
+
+def first_image(cases: Sequence[Path]) -> tuple[str, Image | None]:
+    """The first of the cases that can be read, and its name."""
+    for case in cases:
+        try:
+            return case.name, read_case(case.parent, case.name)[0]
+        except (ValueError, OSError) as error:
+            log.warning("%s is not pictured: %s", case, error)
+    return "", None
 
 
 def _advance(bar: tqdm, step: int, loss: float) -> None:

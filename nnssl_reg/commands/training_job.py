@@ -1,14 +1,13 @@
 """What a training command is asked to do: data, plans, device and where to go on from, read and checked before it begins."""
 
+import re
 from argparse import Namespace
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from nnssl_reg.commands.held_out import split
-from nnssl_reg.commands.preprocess import image_plan_fingerprint, read_plans
+from nnssl_reg.commands.selection import dataset_folders
+from nnssl_reg.commands.training_data import read_training_data
 from nnssl_reg.commands.training_processes import Place
-from nnssl_reg.imageio.case_store import case_names, read_properties
-from nnssl_reg.imageio.raw_dataset import find_dataset
 from nnssl_reg.paths import preprocessed_folder, results_folder
 from nnssl_reg.planning.overrides import apply_overrides, with_steps
 from nnssl_reg.planning.plans import Configuration, Plans
@@ -28,22 +27,22 @@ class Job:
     run: Run
     plans: Plans
     folder: Path
-    probed: tuple[str, ...]
+    probed: tuple[Path, ...]
     checkpoint: Path | None
     step: int
 
 
 def read_job(args: Namespace, place: Place) -> Job:
     """The job, from the plans, the preprocessed cases and what an earlier run has left. place: of this process."""
-    dataset, name = chosen_names(args)
-    cases_root = find_dataset(preprocessed_folder(args.preprocessed), dataset)
-    plans = read_plans(cases_root, args.p)
-    if name not in plans.configurations:
-        raise ValueError(f"{cases_root / plans.plans_name}.json has no configuration {name!r}, but "
-                         f"{', '.join(plans.configurations)}.")  # fmt: skip
-    cases = cases_root / f"{plans.plans_name}_{name}"
-    names = usable_cases(cases, plans.configurations[name])
-    folder = results_folder(args.results) / cases_root.name / f"DINO__{plans.plans_name}__{name}"
+    selections, name = chosen_names(args)
+    if args.weights is not None and (len(args.weights) != len(selections) or not all(w > 0 for w in args.weights)):
+        raise ValueError(f"-weights takes a positive number for each data set ({len(selections)}), got {args.weights}.")
+    preprocessed = preprocessed_folder(args.preprocessed, make=False)
+    if not preprocessed.is_dir():
+        raise FileNotFoundError(f"{preprocessed} (nnssl_preprocessed) does not exist; run nnssl_plan_and_preprocess first.")
+    data = read_training_data(dataset_folders(preprocessed, selections), args.p, name)
+    plans = data.plans
+    folder = results_folder(args.results) / data.name / f"DINO__{plans.plans_name}__{name}"
     found = newest_checkpoint(folder)
     if found and not (args.resume or args.dry_run):
         raise ValueError(f"{folder} holds a run of {found[1].step} steps. Go on with --continue, or move the folder away (or "
@@ -53,35 +52,27 @@ def read_job(args: Namespace, place: Place) -> Job:
     overrides = args.overrides if args.epochs is None else [*epochs_as_steps(args.epochs, planned), *args.overrides]
     configuration = configured(planned, overrides, begun=found is not None)
     seed = found[1].seed if found else args.seed
-    trained, probed = split(names)
     require_trainable(configuration, place.processes.size)
-    run = Run(configuration, name, cases_root.name, cases, trained, seed, place.device, place.processes)
+    groups = data.groups(configuration.pretraining.modality_balance, args.weights)
+    run = Run(configuration, name, data.name, groups, seed, place.device, place.processes)
     plans = replace(plans, configurations={**plans.configurations, name: configuration})
-    return Job(run, plans, folder, probed, *((found[0], found[1].step) if found else (None, 0)))
+    return Job(run, plans, folder, data.probed, *((found[0], found[1].step) if found else (None, 0)))
 
 
-def chosen_names(args: Namespace) -> tuple[str, str]:
-    """Data set and configuration, by position or by flag. Raises ValueError where both say different things or none does."""
-    for what, position, flag in (("data set", args.dataset, args.d), ("configuration", args.configuration, args.c)):
+def chosen_names(args: Namespace) -> tuple[list[str], str]:
+    """Data sets and configuration, by position or by flag. Raises ValueError where both say different things or none does."""
+    sets = [word for word in args.dataset if re.fullmatch(r"\d+|Dataset\d+_.+", word)]
+    others = [word for word in args.dataset if word not in sets]
+    if len(others) > 1:
+        raise ValueError(
+            f"{' and '.join(others)}: one of them may be the configuration, data sets are numbers or Dataset001_Name."
+        )
+    for what, position, flag in (("data set", sets, args.d), ("configuration", others, args.c and [args.c])):
         if position and flag and position != flag:
-            raise ValueError(f"Two {what}s are given, {position} and {flag}; leave one out.")
-    dataset = args.dataset or args.d
-    if not dataset:
+            raise ValueError(f"Two {what}s are given, {' '.join(position)} and {' '.join(flag)}; leave one out.")
+    if not (sets or args.d):
         raise ValueError("Which data set? Give its number or name first, e.g. nnssl_train_dino 1 3d_fullres.")
-    return dataset, args.configuration or args.c or DEFAULT_CONFIGURATION
-
-
-def usable_cases(folder: Path, configuration: Configuration) -> list[str]:
-    """The stored cases. Raises ValueError if there are none or if they were made by other plans."""
-    names = case_names(folder)
-    if not names:
-        raise ValueError(f"{folder} holds no preprocessed case; run nnssl_preprocess -d {folder.parent.name}.")
-    for name in (names[0], names[-1]):
-        properties = read_properties(folder, name)
-        if properties.plans_fingerprint != image_plan_fingerprint(configuration, properties.channel):
-            raise ValueError(f"{folder / name}.b2nd was preprocessed by other plans than those there are now; run "
-                             f"nnssl_preprocess -d {folder.parent.name} again (what still fits is kept).")  # fmt: skip
-    return names
+    return sets or args.d, args.c or (others or [DEFAULT_CONFIGURATION])[0]
 
 
 def epochs_as_steps(epochs: int, planned: Configuration) -> list[str]:

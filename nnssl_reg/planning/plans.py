@@ -80,6 +80,7 @@ class PretrainingPlan:
     workers: int
     gram_weight: float = 0.0  # of the Gram loss; 0: none
     gram_start_step: int = 0  # from here on tokens are held to the similarities that they have now
+    modality_balance: float = 0.0  # 0: every case is seen equally often, 1: every modality
 
 
 @dataclass(frozen=True)

@@ -102,6 +102,9 @@ def view_choices() -> dict[str, Choice]:
         "rotation_degrees": Choice(10.0, "largest rotation about each axis: patients lie almost alike"),
         "intensity_strength": Choice(0.6, "of the published strength, at which the patch loss of short runs stood still"),
         "foreground_share": Choice(0.7, "share of crops centred on the body, as the published 70 % foreground"),
+        "modality_balance": Choice(
+            0.5, "half way from equal cases to equal modalities: the rarer is not drowned, nor worn out"
+        ),
     }
 
 

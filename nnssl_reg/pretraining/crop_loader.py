@@ -15,20 +15,21 @@ from batchgenerators.dataloading.multi_threaded_augmenter import MultiThreadedAu
 from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
 
 from nnssl_reg.imageio.case_store import open_case, read_crop, read_properties
+from nnssl_reg.pretraining.case_groups import CaseGroup, case_of
 from nnssl_reg.pretraining.processes import ALONE, Processes
 
+MOST_UNREADABLE = 20  # cases of a group one after the other, before a run gives up
 CASES_OPEN = 256  # opened cases and their foreground points that a process remembers
 
 
 @dataclass(frozen=True)
 class WindowRequest:
-    """What to read: the stored cases, the window around each crop, and how crops are placed. Sizes in voxels.
+    """What to read: groups of stored cases, the window around each crop, and how crops are placed. Sizes in voxels.
 
     batch_size: of all processes together, each of which reads its own samples.
     """
 
-    folder: Path
-    names: tuple[str, ...]
+    groups: tuple[CaseGroup, ...]
     crop_size: tuple[int, int, int]
     window_size: tuple[int, int, int]
     batch_size: int
@@ -36,15 +37,24 @@ class WindowRequest:
     seed: int
     processes: Processes = ALONE
 
-    def case_of(self, sample: int) -> str:
-        """The case of a sample, counted from the run's first: all cases in turn, in a new order for every turn."""
-        turn, place = divmod(sample, len(self.names))
-        order = np.random.default_rng([self.seed, 1, turn]).permutation(len(self.names))
-        return self.names[order[place]]
+    def read(self, sample: int) -> tuple[np.ndarray, dict[str, str]]:
+        """The window (1, X, Y, Z) float32 of a sample, and the cases that could not be read, with the reason.
 
-    def read(self, sample: int) -> np.ndarray:
-        """The window (1, X, Y, Z) float32 of a sample."""
-        opened, shape, foreground = _opened(self.folder, self.case_of(sample))
+        In place of one that cannot, the next of its group is read. Raises ValueError where that does not help either.
+        """
+        case, index, group = case_of(self.groups, sample, self.seed)
+        unreadable: dict[str, str] = {}
+        for after in range(min(MOST_UNREADABLE, len(group.names))):
+            case = group.folder / group.names[(index + after) % len(group.names)]
+            try:
+                return self._cut(case, sample), unreadable
+            except (ValueError, OSError, RuntimeError) as error:
+                unreadable[str(case)] = str(error)
+        raise ValueError(f"{len(unreadable)} cases of {group.folder} one after the other cannot be read, the last one because "
+                         f"{unreadable[str(case)]}")  # fmt: skip
+
+    def _cut(self, case: Path, sample: int) -> np.ndarray:
+        opened, shape, foreground = _opened(case)
         rng = np.random.default_rng([self.seed, 2, sample])
         centre = crop_centre(shape, self.crop_size, foreground, self.foreground_share, rng)
         start = np.round(centre - (np.array(self.window_size) - 1) / 2).astype(int)
@@ -67,10 +77,12 @@ class WindowLoader(SlimDataLoaderBase):
         leave_with_parent()
 
     def generate_train_batch(self) -> dict:
-        """{"step": int, "windows": (B, 1, X, Y, Z) float32}."""
+        """{"step": int, "windows": (B, 1, X, Y, Z) float32, "unreadable": {case: reason}}."""
         step, self.next_step = self.next_step, self.next_step + self.number_of_threads_in_multithreaded
         samples = self._data.processes.own(range(step * self.batch_size, (step + 1) * self.batch_size))
-        return {"step": step, "windows": np.stack([self._data.read(sample) for sample in samples])}
+        read = [self._data.read(sample) for sample in samples]
+        unreadable = {case: reason for _, found in read for case, reason in found.items()}
+        return {"step": step, "windows": np.stack([window for window, _ in read]), "unreadable": unreadable}
 
 
 def open_loader(request: WindowRequest, start_step: int, workers: int) -> Iterator[dict]:
@@ -101,10 +113,10 @@ def crop_centre(shape, crop_size, foreground: np.ndarray, share: float, rng: np.
 
 
 @lru_cache(maxsize=CASES_OPEN)
-def _opened(folder: Path, name: str) -> tuple:
+def _opened(case: Path) -> tuple:
     """An opened case, its shape and its foreground points (N, 3)."""
-    opened = open_case(folder, name)
-    points = np.array(read_properties(folder, name).foreground_points, dtype=float).reshape(-1, 3)
+    opened = open_case(case.parent, case.name)
+    points = np.array(read_properties(case.parent, case.name).foreground_points, dtype=float).reshape(-1, 3)
     return opened, opened.shape[1:], points
 
 

@@ -1,5 +1,6 @@
 """What a run will cost, from a few steps of it on this machine."""
 
+import sys
 import time
 from dataclasses import dataclass
 
@@ -12,15 +13,20 @@ from nnssl_reg.pretraining.training_state import Run, TrainingState, start
 WARM_STEPS = 2  # that do not count: memory is claimed, kernels are chosen, files are opened
 FEWEST_STEPS, MOST_STEPS = 3, 30  # that count ...
 SECONDS = 10.0  # ... until this time is up
+HEADER_BYTES = 150  # of a tensor in a safetensors file: its name, type, shape and place
 
 
 @dataclass(frozen=True)
 class Cost:
-    """seconds_per_step: mean; gpu_bytes: peak allocated on a GPU, None elsewhere; checkpoint_bytes: of one checkpoint."""
+    """seconds_per_step: mean, reading included; checkpoint_bytes: of one checkpoint.
+
+    gpu_bytes: peak allocated on a GPU, None elsewhere; main_bytes: peak of this process, None where it cannot be asked.
+    """
 
     parameters: int
     seconds_per_step: float
     gpu_bytes: int | None
+    main_bytes: int | None
     checkpoint_bytes: int
 
 
@@ -39,15 +45,16 @@ def measure(run: Run, seconds: float = SECONDS) -> Cost:
         per_step = _steps(run, state, loader, FEWEST_STEPS, seconds)
     finally:
         close_loader(loader)
-    moments = sum(v.numel() * v.element_size() for s in state.optimizer.state.values() for v in s.values())
-    weights = sum(v.numel() * v.element_size() for v in state.pair.state_dict().values())
+    moments = [value for values in state.optimizer.state.values() for value in values.values()]
+    saved = [*moments, *state.pair.state_dict().values()]
     peak = torch.cuda.max_memory_allocated(run.device) if gpu else 0
     per_step, peak = run.processes.largest(torch.tensor([per_step, peak], device=run.device)).tolist()
     return Cost(
         parameters=sum(p.numel() for p in state.pair.student.encoder.parameters()),
         seconds_per_step=per_step,
         gpu_bytes=int(peak) if gpu else None,
-        checkpoint_bytes=moments + weights,
+        main_bytes=_peak_bytes(),
+        checkpoint_bytes=sum(value.numel() * value.element_size() + HEADER_BYTES for value in saved),
     )
 
 
@@ -61,3 +68,13 @@ def _steps(run: Run, state: TrainingState, loader, fewest: int, seconds: float) 
         late = time.perf_counter() - began >= seconds
         going_on = done < fewest or done < MOST_STEPS and not run.processes.any(late, run.device)
     return (time.perf_counter() - began) / done
+
+
+def _peak_bytes() -> int | None:
+    """Largest main memory that this process has had, as far as the system tells (Linux, macOS)."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

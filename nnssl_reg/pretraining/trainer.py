@@ -85,7 +85,7 @@ def train_on(run: Run, state: TrainingState, folder: Path, log: TrainingLog, obs
     loader = open_loader(run.window_request, state.step, plan.workers)
     try:
         while state.step < plan.steps:
-            windows = next_windows(loader)
+            windows = next_windows(loader, log)
             waited = time.perf_counter() - since
             values, targets = train_step(run, state, windows)
             require_finite(values, state.step)
@@ -140,10 +140,13 @@ def train_step(run: Run, state: TrainingState, windows: np.ndarray) -> tuple[dic
     return values, targets
 
 
-def next_windows(loader) -> np.ndarray:
-    """The next step's windows. Raises ValueError if a worker process died; it has said why."""
+def next_windows(loader, log: TrainingLog | None = None) -> np.ndarray:
+    """The next step's windows; cases that could not be read go to the log. Raises ValueError if a reading process died."""
     try:
-        return next(loader)["windows"]
+        batch = next(loader)
+        for case, reason in batch["unreadable"].items() if log is not None else ():
+            log.leave_out(case, reason)
+        return batch["windows"]
     except RuntimeError as error:
         raise ValueError("A process that reads the cases died; its message is above. With too little memory, set "
                          "pretraining.workers=0; with a damaged case, run nnssl_preprocess again.") from error  # fmt: skip

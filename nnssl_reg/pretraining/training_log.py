@@ -1,6 +1,7 @@
 """The log of a run: lines for people in training_log_<date>.txt, one row of numbers per interval in training_log.jsonl."""
 
 import json
+import logging
 import math
 import time
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from nnssl_reg.pretraining import monitors
 from nnssl_reg.pretraining.schedules import settings_at
 from nnssl_reg.pretraining.student_teacher import StudentTeacher, Targets
 
+logger = logging.getLogger("nnssl_reg")
 TOKENS_WATCHED = 1024  # for the effective rank, whose cost grows with them
 
 
@@ -27,6 +29,7 @@ class TrainingLog:
         self.text = folder / f"training_log_{time.strftime('%Y_%m_%d_%H_%M_%S')}.txt"
         self.table = folder / "training_log.jsonl"
         self.rows = _rows(self.table)
+        self.left_out: dict[str, str] = {}
 
     def line(self, text: str) -> None:
         """One line for people."""
@@ -35,6 +38,15 @@ class TrainingLog:
         with self.text.open("a", encoding="utf-8") as file:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}\n")
         self.echo(text)
+
+    def leave_out(self, case: str, reason: str) -> None:
+        """A case that cannot be read, said once; silent processes warn of theirs."""
+        if case in self.left_out:
+            return
+        self.left_out[case] = reason
+        if self.silent:
+            logger.warning("%s is left out: %s", case, reason)
+        self.line(f"{case} is left out: {reason}")
 
     @property
     def trained(self) -> dict[str, float | None] | None:

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from nnssl_reg.planning.plans import Configuration, PretrainingPlan
+from nnssl_reg.pretraining.case_groups import CaseGroup
 from nnssl_reg.pretraining.checkpoint import CheckpointInfo, read_info, restore, save_checkpoint, versions
 from nnssl_reg.pretraining.crop_loader import WindowRequest
 from nnssl_reg.pretraining.monitors import Health
@@ -21,7 +22,7 @@ from nnssl_reg.pretraining.views import window_size
 
 @dataclass(frozen=True)
 class Run:
-    """What stays the same during a run. cases: the folder of stored cases and the names of those to train on.
+    """What stays the same during a run. groups: the stored cases to train on.
 
     processes: those that share each batch. Their number changes how fast a run is, not what it computes.
     """
@@ -29,8 +30,7 @@ class Run:
     configuration: Configuration
     configuration_name: str
     dataset_name: str
-    cases_folder: Path
-    case_names: tuple[str, ...]
+    groups: tuple[CaseGroup, ...]
     seed: int
     device: torch.device
     processes: Processes = ALONE
@@ -39,7 +39,7 @@ class Run:
     def window_request(self) -> WindowRequest:
         """What the loader reads."""
         plan, spacing = self.configuration.pretraining, self.configuration.image.spacing_mm
-        return WindowRequest(self.cases_folder, self.case_names, plan.crop_size, window_size(plan, spacing), plan.batch_size,
+        return WindowRequest(self.groups, plan.crop_size, window_size(plan, spacing), plan.batch_size,
                              plan.foreground_share, self.seed, self.processes)  # fmt: skip
 
     def info(self, step: int) -> CheckpointInfo:

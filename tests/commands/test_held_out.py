@@ -11,6 +11,7 @@ from nnssl_reg.geometry.grid import Grid
 from nnssl_reg.imageio.case_store import CaseProperties, GridRecord, write_case
 from nnssl_reg.planning.plans import Configuration, FeaturesPlan, ImagePlan, NetworkPlan, PretrainingPlan, RegistrationPlan
 from nnssl_reg.pretraining import probe
+from nnssl_reg.pretraining.case_groups import CaseGroup
 from nnssl_reg.pretraining.training_state import Run, start
 
 SHAPE = (20, 18, 16)
@@ -35,7 +36,7 @@ def run(tmp_path, filled_section) -> Run:
     pretraining = filled_section(PretrainingPlan, crop_size=(12, 12, 8), centering="sinkhorn", prototypes=8)
     plan = Configuration(ImagePlan((1.0, 1.0, 1.0), SHAPE, 1.0, {}), NetworkPlan(24, 1, 2, (2, 2, 2), 1, 0.0), pretraining,
                          filled_section(FeaturesPlan, components=4), filled_section(RegistrationPlan))  # fmt: skip
-    return Run(plan, "3d_fullres", "Dataset001_X", tmp_path / "cases", ("A_0000",), 3, torch.device("cpu"))
+    return Run(plan, "3d_fullres", "Dataset001_X", (CaseGroup(tmp_path / "cases", ("A_0000",)),), 3, torch.device("cpu"))
 
 
 @pytest.mark.parametrize(("patients", "held"), [(8, 1), (15, 1), (16, 2), (32, 4), (500, 4)])
@@ -65,10 +66,10 @@ def test_another_contrast_is_one_of_the_same_patient_on_the_same_voxels_and_no_c
 
 def test_a_pair_of_contrasts_shows_the_one_deformed_and_the_other_as_it_is(run, tmp_path, monkeypatch):
     monkeypatch.setattr(probe, "STRENGTH", 0.0)
-    known = [
-        case(run.cases_folder, "A_0000", array=np.full(SHAPE, 0.25)),
-        case(run.cases_folder, "A_0001", array=np.full(SHAPE, 0.5)),
-    ]
+    folder = run.groups[0].folder
+    known = {
+        folder / name: case(folder, name, array=np.full(SHAPE, value)) for name, value in (("A_0000", 0.25), ("A_0001", 0.5))
+    }
     pair = probe_pair(run, known, 0)
     np.testing.assert_allclose(pair.moving.array, 0.25)
     assert set(np.unique(pair.fixed.array)) <= {0.5}
@@ -76,14 +77,29 @@ def test_a_pair_of_contrasts_shows_the_one_deformed_and_the_other_as_it_is(run, 
 
 
 def test_the_probe_is_the_same_every_time_and_follows_the_seed(run, tmp_path):
+    folder = run.groups[0].folder
     for name in ("A_0000", "B_0000"):
-        case(run.cases_folder, name)
+        case(folder, name)
     encoder = start(run).pair.teacher.encoder
-    first, again, other = (build_probe(r, ("A_0000", "B_0000"))(encoder) for r in (run, run, replace(run, seed=4)))
+    first, again, other = (
+        build_probe(r, (folder / "A_0000", folder / "B_0000"))(encoder) for r in (run, run, replace(run, seed=4))
+    )
     assert first == again != other
     assert 0 <= first.recall <= 1 and 0 < first.error_mm < 20
 
 
 def test_cases_without_anything_in_them_are_not_probed(run):
-    case(run.cases_folder, "A_0000", array=np.zeros(SHAPE))
-    assert build_probe(run, ("A_0000",)) is None
+    folder = run.groups[0].folder
+    case(folder, "A_0000", array=np.zeros(SHAPE))
+    assert build_probe(run, (folder / "A_0000",)) is None
+
+
+def test_a_case_that_cannot_be_read_is_not_probed_and_said(run, caplog):
+    folder = run.groups[0].folder
+    for name in ("A_0000", "B_0000"):
+        case(folder, name)
+    alone = build_probe(run, (folder / "A_0000",))
+    (folder / "B_0000.b2nd").write_bytes(b"nothing")
+    both = build_probe(run, (folder / "B_0000", folder / "A_0000"))
+    assert "B_0000" in caplog.text
+    assert all(np.array_equal(a.moving.array, b.moving.array) for a, b in zip(alone.pairs, both.pairs))

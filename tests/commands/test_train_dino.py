@@ -1,6 +1,7 @@
 """nnssl_train_dino from the command line: folders, refusals, stopping, going on."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -11,9 +12,11 @@ from pathlib import Path
 import pytest
 
 from nnssl_reg.commands.entry import main
+from nnssl_reg.commands.failed_cases import read_failures
 from nnssl_reg.commands.training_job import configured
 from nnssl_reg.imageio.json_files import write_json
 from nnssl_reg.planning.plans import Plans
+from nnssl_reg.pretraining import crop_loader
 from nnssl_reg.pretraining.checkpoint import checkpoint_path, load_encoder, read_info
 
 DATASET = "Dataset999_Waves"
@@ -170,3 +173,81 @@ def test_ctrl_c_saves_and_the_same_command_goes_on_from_there(folders):
     assert train("999", "--continue", "--set", f"pretraining.steps={step + 2}") == 0
     rows = [json.loads(line)["step"] for line in (output(folders) / "training_log.jsonl").read_text().splitlines()]
     assert rows == sorted(set(rows)) and rows[-1] == step + 2
+
+
+def test_a_case_that_cannot_be_read_is_left_out_named_and_the_exit_code_says_so(folders, capsys):
+    cases = folders / "preprocessed" / DATASET / "nnsslPlans_3d_fullres"
+    for i in range(9):
+        if i % 2:
+            (cases / f"Case_{i:04d}_0000.b2nd").write_bytes(b"nothing")
+    assert train("999", "--set", "pretraining.steps=8") == 1
+    said = capsys.readouterr().out
+    assert "Finished after 8 steps" in said and "left out" in said
+    rows = read_failures(output(folders))
+    assert rows and all(row["step"] == "train" and "damaged" in row["reason"] for row in rows)
+    assert {row["case"] for row in rows} <= {f"Case_{i:04d}_0000" for i in range(1, 9, 2)}
+
+
+def test_several_data_sets_are_trained_on_with_their_weights_and_modalities_balanced(folders, store_dataset, capsys):
+    store_dataset(folders / "preprocessed", "Dataset998_Both", 4, {"0": "CT", "1": "MR"})
+    assert train("999", "998", "3d_fullres", "-weights", "3", "1", "--set", "pretraining.modality_balance=1") == 0
+    said = capsys.readouterr()
+    assert "8 of Dataset999_Waves, 75 % of the crops" in said.out + said.err  # one of nine is held out
+    assert (said.out + said.err).count("3 of Dataset998_Both, 12.5 % of the crops") == 2  # one patient of four, too
+    folder = folders / "results" / "Dataset999_Waves+998" / "DINO__nnsslPlans__3d_fullres"
+    channels = load_encoder(folder, "cpu")[0].image.channels
+    assert sorted(channel.name for channel in channels.values()) == ["CT", "MR"]  # a registration finds both
+    assert train("999", "998", "--continue", "--epochs", "3") == 0
+    assert train("-d", "999", "998", "-weights", "1") == 1
+    assert "-weights takes a positive number for each data set (2)" in capsys.readouterr().err
+
+
+def test_data_sets_whose_tokens_have_another_shape_are_refused_with_the_way_out(
+    folders, store_dataset, training_configuration, capsys
+):
+    flat = replace(training_configuration, network=replace(training_configuration.network, patch_size=(4, 4, 1)),
+                   image=replace(training_configuration.image, spacing_mm=(1.0, 1.0, 4.0)))  # fmt: skip
+    store_dataset(folders / "preprocessed", "Dataset997_Thick", configuration=flat)
+    assert train("999", "997") == 1
+    error = capsys.readouterr().err
+    assert "1 x 1 x 4 mm for 4 x 4 x 1" in error and "-overwrite_target_spacing" in error
+    double = replace(training_configuration, image=replace(training_configuration.image, spacing_mm=(2.0, 2.0, 2.0)))
+    store_dataset(folders / "preprocessed", "Dataset996_Coarse", configuration=double)
+    assert train("999", "996") == 0  # cubes of another size are cubes
+
+
+def test_training_writes_nothing_beside_the_cases(folders):
+    before = {path: path.stat().st_mtime_ns for path in (folders / "preprocessed").rglob("*")}
+    assert train("999") == 0
+    assert {path: path.stat().st_mtime_ns for path in (folders / "preprocessed").rglob("*")} == before
+
+
+class Opened:
+    """Files opened, listed folders not counted, below a folder, through Python or as a stored case."""
+
+    def __init__(self, folder: Path, monkeypatch):
+        self.folder, self.files, self.on = str(folder), [], True
+        sys.addaudithook(self.heard)
+        really = crop_loader.open_case
+        monkeypatch.setattr(crop_loader, "open_case", lambda where, name: self.files.append(name) or really(where, name))
+
+    def heard(self, event: str, args: tuple) -> None:
+        if self.on and event == "open" and str(args[0]).startswith(self.folder):
+            self.files.append(args[0])
+
+
+def test_ten_thousand_cases_begin_without_opening_all_of_them(folders, monkeypatch):
+    cases = folders / "preprocessed" / DATASET / "nnsslPlans_3d_fullres"
+    for i in range(9, 10_000):
+        for ending in ("b2nd", "json"):
+            os.link(cases / f"Case_{i % 9:04d}_0000.{ending}", cases / f"Case_{i:04d}_0000.{ending}")
+    asked = []
+    really = os.stat
+    monkeypatch.setattr(os, "stat", lambda path, **flags: asked.append(path) or really(path, **flags))
+    opened = Opened(cases, monkeypatch)
+    try:
+        assert train("999", "-max_minutes", "0") == 0
+    finally:
+        opened.on = False
+    assert 2 <= len(opened.files) < 100
+    assert sum(str(path).startswith(str(cases)) for path in asked) < 200

@@ -13,6 +13,7 @@ from nnssl_reg.imageio.case_store import CaseProperties, GridRecord, write_case
 from nnssl_reg.planning.fingerprint import case_fingerprint, merge
 from nnssl_reg.planning.planner import plan
 from nnssl_reg.planning.plans import Configuration, PretrainingPlan
+from nnssl_reg.pretraining.case_groups import CaseGroup
 from nnssl_reg.pretraining.training_state import Run
 
 
@@ -65,7 +66,7 @@ def store_cases(folder: Path, count: int) -> tuple[str, ...]:
 def run_in(folder: Path) -> Run:
     """A run on five tiny cases, on the CPU."""
     names = store_cases(folder / "cases", 5)
-    return Run(CONFIGURATION, "3d_fullres", "Dataset999_Waves", folder / "cases", names, 3, torch.device("cpu"))
+    return Run(CONFIGURATION, "3d_fullres", "Dataset999_Waves", (CaseGroup(folder / "cases", names),), 3, torch.device("cpu"))
 
 
 @pytest.fixture

@@ -1,12 +1,12 @@
 """Which windows are read, and that worker processes change nothing about it."""
 
-from collections import Counter
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from nnssl_reg.imageio.case_store import read_case
+from nnssl_reg.pretraining.case_groups import CaseGroup, case_of
 from nnssl_reg.pretraining.crop_loader import close_loader, crop_centre, open_loader
 
 
@@ -35,18 +35,12 @@ def test_worker_processes_give_the_same_windows_in_the_same_order(run):
     assert all(np.array_equal(a["windows"], b["windows"]) for a, b in zip(alone, shared))
 
 
-def test_every_case_is_read_once_in_each_turn_and_in_another_order_in_the_next(run):
-    request = run.window_request
-    turns = [[request.case_of(sample) for sample in range(5 * turn, 5 * turn + 5)] for turn in range(4)]
-    assert all(sorted(turn) == sorted(run.case_names) for turn in turns)
-    assert len({tuple(turn) for turn in turns}) > 1
-    assert Counter(replace(request, seed=4).case_of(sample) for sample in range(10)) == dict.fromkeys(run.case_names, 2)
-
-
 def test_a_window_holds_the_voxels_around_its_crop(run):
     request = replace(run.window_request, window_size=(8, 8, 8))
-    window = request.read(0)
-    whole = read_case(run.cases_folder, request.case_of(0))[0].array[0]
+    window, unreadable = request.read(0)
+    case = case_of(run.groups, 0, run.seed)[0]
+    whole = read_case(case.parent, case.name)[0].array[0]
+    assert unreadable == {}
     places = np.lib.stride_tricks.sliding_window_view(whole, (8, 8, 8))
     assert np.isclose(places, window[0], atol=1e-3).all(axis=(3, 4, 5)).any()
 
@@ -64,7 +58,20 @@ def test_crops_stay_inside_the_case_and_seek_the_foreground(share):
         assert centres[0].tolist() == [30.0, 5.0, 2.5]
 
 
-def test_a_damaged_case_ends_the_reading_with_its_name(run):
-    (run.cases_folder / f"{run.case_names[0]}.b2nd").write_bytes(b"nothing")
-    with pytest.raises(ValueError, match=run.case_names[0]):
-        batches(run.window_request, 0, 4, workers=0)
+def test_in_place_of_a_damaged_case_the_next_is_read_and_the_case_is_named(run):
+    (group,) = run.groups
+    damaged = group.folder / f"{group.names[1]}.b2nd"
+    damaged.write_bytes(b"nothing")
+    found = batches(run.window_request, 0, 5, workers=0)  # four turns of five cases
+    assert {case for batch in found for case in batch["unreadable"]} == {str(damaged.with_suffix(""))}
+    assert all("damaged" in reason for batch in found for reason in batch["unreadable"].values())
+    sample = next(s for s in range(5) if case_of(run.groups, s, run.seed)[0].name == group.names[1])
+    rest = replace(run.window_request, groups=(CaseGroup(group.folder, (group.names[2],) * 5),))
+    assert np.array_equal(run.window_request.read(sample)[0], rest.read(sample)[0])
+
+
+def test_cases_that_are_all_damaged_end_the_reading_with_the_reason(run):
+    for name in run.groups[0].names:
+        (run.groups[0].folder / f"{name}.b2nd").write_bytes(b"nothing")
+    with pytest.raises(ValueError, match=r"5 cases of .* one after the other cannot be read.*damaged"):
+        batches(run.window_request, 0, 1, workers=0)

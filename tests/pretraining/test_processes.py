@@ -18,6 +18,7 @@ from nnssl_reg.imageio.case_store import case_names
 from nnssl_reg.imageio.json_files import read_dataclass, write_json
 from nnssl_reg.planning.plans import Configuration
 from nnssl_reg.pretraining import trainer
+from nnssl_reg.pretraining.case_groups import CaseGroup
 from nnssl_reg.pretraining.checkpoint import checkpoint_path, newest_checkpoint, read_info
 from nnssl_reg.pretraining.crop_loader import open_loader
 from nnssl_reg.pretraining.processes import Processes
@@ -88,7 +89,8 @@ def be_one_of_them(rank: int, folder: Path) -> None:
     trainer.mixed_precision, trainer.LOG_STEPS = lambda device: contextlib.nullcontext(), 2
     dist.init_process_group("gloo", f"file://{folder / 'meeting'}", timedelta(minutes=2), SIZE, rank)
     configuration, cases = read_dataclass(Configuration, folder / "plan.json"), folder / "cases"
-    run = Run(configuration, "3d_fullres", "Dataset999_Waves", cases, tuple(case_names(cases)), 3, torch.device("cpu"),
+    groups = (CaseGroup(cases, tuple(case_names(cases))),)
+    run = Run(configuration, "3d_fullres", "Dataset999_Waves", groups, 3, torch.device("cpu"),
               Processes(rank, SIZE))  # fmt: skip
     for name in CASES:
         a_few_steps(run, name, folder)
@@ -103,7 +105,7 @@ def be_one_of_them(rank: int, folder: Path) -> None:
 @pytest.fixture(scope="module")
 def shared(run_of_module) -> tuple[Run, Path]:
     """A run, and the folder in which two processes have left what they found."""
-    folder = run_of_module.cases_folder.parent
+    folder = run_of_module.groups[0].folder.parent
     write_json(folder / "plan.json", run_of_module.configuration)
     started = [subprocess.Popen([sys.executable, __file__, str(rank), str(folder)], stdout=subprocess.PIPE,
                                 stderr=subprocess.STDOUT, text=True) for rank in range(SIZE)]  # fmt: skip

@@ -99,11 +99,23 @@ def test_training_lowers_the_loss_of_visible_tokens(run, change, tmp_path):
     assert rows[-1]["visible_loss"] < math.log(32) - 0.2
 
 
-def test_a_worker_that_dies_is_said(run, change, tmp_path, capfd):
-    (run.cases_folder / f"{run.case_names[0]}.b2nd").write_bytes(b"nothing")
+def test_a_damaged_case_is_left_out_and_said_once(run, change, tmp_path):
+    (group,) = run.groups
+    (group.folder / f"{group.names[0]}.b2nd").write_bytes(b"nothing")
+    (tmp_path / "run").mkdir()
+    said = []
+    log = TrainingLog(tmp_path / "run", said.append)
+    assert train(change(run, workers=1), start(run), tmp_path / "run", log, Observer())
+    assert [line for line in said if "left out" in line] == [f"{group.folder / group.names[0]} is left out: "
+                                                             f"{log.left_out[str(group.folder / group.names[0])]}"]  # fmt: skip
+
+
+def test_a_worker_that_finds_nothing_to_read_is_said(run, change, tmp_path, capfd):
+    for name in run.groups[0].names:
+        (run.groups[0].folder / f"{name}.b2nd").write_bytes(b"nothing")
     with pytest.raises(ValueError, match="process that reads the cases died"):
         go(change(run, workers=1), tmp_path / "run")
-    assert run.case_names[0] in capfd.readouterr().err
+    assert run.groups[0].names[0] in capfd.readouterr().err
 
 
 def test_the_cost_is_measured_without_leaving_anything(run, tmp_path):
@@ -111,8 +123,25 @@ def test_the_cost_is_measured_without_leaving_anything(run, tmp_path):
     cost = measure(run, seconds=0)
     assert cost.seconds_per_step > 0 and cost.gpu_bytes is None
     go(run, tmp_path / "run", after(1))
-    assert cost.checkpoint_bytes == pytest.approx(checkpoint_path(tmp_path / "run", "latest").stat().st_size, rel=0.3)
+    assert cost.checkpoint_bytes == pytest.approx(checkpoint_path(tmp_path / "run", "latest").stat().st_size, rel=0.1)
     assert before == sorted(p for p in before if p.exists())
+
+
+def test_the_cost_of_a_step_is_the_time_of_steps_with_their_reading_after_the_first_two(run, monkeypatch):
+    clock, waits = [0.0], iter([9.0, 5.0, *[3.0] * 30])  # seconds of each step: the first ones are slow
+
+    def step(*_):
+        clock[0] += next(waits)
+
+    def windows(_):
+        clock[0] += 0.5
+        return
+
+    monkeypatch.setattr("nnssl_reg.pretraining.measure.train_step", step)
+    monkeypatch.setattr("nnssl_reg.pretraining.measure.next_windows", windows)
+    monkeypatch.setattr("nnssl_reg.pretraining.measure.time.perf_counter", lambda: clock[0])
+    assert measure(run).seconds_per_step == pytest.approx(3.5)
+    assert next(waits) == 3.0 and len(list(waits)) == 30 - 3 - 1  # three steps were enough for the ten seconds
 
 
 def test_seeds_of_steps_differ():
