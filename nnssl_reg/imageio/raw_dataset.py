@@ -10,6 +10,8 @@ from typing import Any
 from nnssl_reg.imageio.images import FILE_ENDINGS, file_ending, file_stem, read_image
 from nnssl_reg.imageio.json_files import read_json, write_json
 from nnssl_reg.imageio.modality import guess_modality
+from nnssl_reg.imageio.pretrain_data import FILE_NAME as PRETRAIN_DATA
+from nnssl_reg.imageio.pretrain_data import read_pretrain_data
 
 _CHANNEL_SUFFIX = re.compile(r"(.+)_(\d{4})")
 _MAX_INFERRED_CHANNELS = 8
@@ -59,9 +61,11 @@ def read_raw_dataset(folder: Path, write: bool = True) -> RawDataset:
     """Read a data set's dataset.json (nnU-Net's, Learn2Reg's; inferred and written where missing) and find its cases.
 
     write: False keeps an inferred json off the disk. Raises FileNotFoundError or ValueError, with all problems of the json and
-    the file names at once.
+    the file names at once. A folder without imagesTr that has nnssl's pretrain_data.json holds the images listed there.
     """
     folder = Path(folder)
+    if (folder / PRETRAIN_DATA).is_file() and not (folder / "imagesTr").is_dir():
+        return _listed_dataset(folder)
     files = _image_files(folder)
     path = dataset_json(folder)
     data = read_json(path) if path.exists() else _inferred_dataset_json(path, files, write)
@@ -83,6 +87,17 @@ def read_raw_dataset(folder: Path, write: bool = True) -> RawDataset:
     if isinstance(stated, int) and stated not in (count, len(cases)):
         log.warning("%s says numTraining %d, but imagesTr holds %d cases; all of them are used.", path, stated, count)
     return RawDataset(folder.name, folder, channel_names, labels, ending, cases)
+
+
+def _listed_dataset(folder: Path) -> RawDataset:
+    """The data set that a pretrain_data.json lists; its modalities are the channels, in alphabetical order."""
+    listed = read_pretrain_data(folder / PRETRAIN_DATA, folder.parent)
+    names = {str(i): name for i, name in enumerate(sorted({image.modality for image in listed}))}
+    numbers = {name: channel for channel, name in names.items()}
+    channels = [numbers[image.modality] for image in listed]
+    cases = tuple(RawCase(f"{image.case}_{int(channel):04d}", image.case, channel, image.image, None)
+                  for image, channel in zip(listed, channels))  # fmt: skip
+    return RawDataset(folder.name, folder, names, {}, _common_ending([image.image for image in listed]), cases)
 
 
 def dataset_json(folder: Path) -> Path:

@@ -81,6 +81,9 @@ class PretrainingPlan:
     gram_weight: float = 0.0  # of the Gram loss; 0: none
     gram_start_step: int = 0  # from here on tokens are held to the similarities that they have now
     modality_balance: float = 0.0  # 0: every case is seen equally often, 1: every modality
+    remap_probability: float = 0.5  # of a random intensity curve, in each view
+    gin_probability: float = 0.5  # of random shallow convolutions, in each view
+    low_resolution_probability: float = 0.0  # of voxels two or three times as coarse, in each view
 
 
 @dataclass(frozen=True)

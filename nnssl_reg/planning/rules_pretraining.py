@@ -101,6 +101,9 @@ def view_choices() -> dict[str, Choice]:
         "zoom": Choice((0.8, 1.25), "scale of a crop, drawn evenly in its logarithm: patients differ in size"),
         "rotation_degrees": Choice(10.0, "largest rotation about each axis: patients lie almost alike"),
         "intensity_strength": Choice(0.6, "of the published strength, at which the patch loss of short runs stood still"),
+        "remap_probability": Choice(0.5, "half of the views: what is bright in one contrast is dark in another"),
+        "gin_probability": Choice(0.5, "half of the views: the published change of contrast that depends on the surroundings"),
+        "low_resolution_probability": Choice(0.0, "off: whether it helps has not been measured; blur is part of the changes"),
         "foreground_share": Choice(0.7, "share of crops centred on the body, as the published 70 % foreground"),
         "modality_balance": Choice(
             0.5, "half way from equal cases to equal modalities: the rarer is not drowned, nor worn out"

@@ -14,6 +14,7 @@ REMAP_POINTS = 8  # knots of the random intensity curve
 BIAS_CELLS = 3  # cells per axis of the random bias field before interpolation
 GIN_LAYERS = 3
 GIN_CHANNELS = 2  # as published
+COARSEST = 3  # times that voxels may be enlarged
 BLUR_RADIUS = 3  # voxels; holds the largest sigma, 1.2
 GAMMA = GammaTransform(gamma=1.0, p_invert_image=0.0, synchronize_channels=False, p_per_channel=1.0, p_retain_stats=1.0)
 
@@ -32,6 +33,7 @@ class IntensityChange:
     shift: torch.Tensor  # (B,)
     blur: torch.Tensor  # (B,): sigma in voxels
     noise: torch.Tensor  # (B,): standard deviation
+    coarseness: torch.Tensor  # (B,) whole numbers: voxels per edge that are averaged to one
     noise_seed: torch.Tensor  # (B,) int64: so that an image's noise is its own, whatever stands beside it
 
     def of(self, samples: torch.Tensor | slice) -> "IntensityChange":
@@ -40,7 +42,8 @@ class IntensityChange:
                                   for name, value in vars(self).items()})  # fmt: skip
 
 
-def draw_change(batch_size: int, strength: float, generator: torch.Generator) -> IntensityChange:
+def draw_change(batch_size: int, strength: float, generator: torch.Generator, remap_probability: float = 0.5,
+                gin_probability: float = 0.5, low_resolution_probability: float = 0.0) -> IntensityChange:  # fmt: skip
     """Parameters for B images. strength 0 changes nothing, 1 is the published strength. generator: on the CPU."""
 
     def uniform(low: float, high: float, *shape: int) -> torch.Tensor:
@@ -50,10 +53,10 @@ def draw_change(batch_size: int, strength: float, generator: torch.Generator) ->
         return (torch.rand(batch_size, generator=generator) < probability).float()
 
     return IntensityChange(
-        remap=_draw_curve(batch_size, generator) * (sometimes(0.5) * min(strength, 1.0))[:, None]
+        remap=_draw_curve(batch_size, generator) * (sometimes(remap_probability) * min(strength, 1.0))[:, None]
         + torch.linspace(-1, 1, REMAP_POINTS).expand(batch_size, -1),
         gin_weights=_draw_convolutions(batch_size, generator),
-        gin_share=sometimes(0.5) * uniform(0, min(strength, 1.0)),
+        gin_share=sometimes(gin_probability) * uniform(0, min(strength, 1.0)),
         bias=torch.randn(batch_size, 1, *[BIAS_CELLS] * 3, generator=generator)
         * (sometimes(0.5) * 0.3 * strength).view(-1, 1, 1, 1, 1),
         gamma=torch.exp(sometimes(0.5) * uniform(-0.5, 0.5) * strength),
@@ -63,6 +66,9 @@ def draw_change(batch_size: int, strength: float, generator: torch.Generator) ->
         blur=sometimes(0.3) * uniform(0.4, 1.2) * strength,
         noise=sometimes(0.5) * uniform(0, 0.1) * strength,
         noise_seed=torch.randint(2**62, (batch_size,), generator=generator),
+        coarseness=1
+        + sometimes(low_resolution_probability * min(strength, 1.0)).long()
+        * torch.randint(1, COARSEST, (batch_size,), generator=generator),
     )
 
 
@@ -73,7 +79,8 @@ def apply_change(images: torch.Tensor, change: IntensityChange) -> torch.Tensor:
     images = multiply_bias(images, change.bias)
     images = raise_to_gamma(images, change.gamma, change.inverted)
     images = images + _volume(change.shift, images) + (_volume(change.contrast, images) - 1) * (images - _mean(images))
-    return add_noise(blur(images, change.blur), change.noise, change.noise_seed)
+    images = coarsen(blur(images, change.blur), change.coarseness)
+    return add_noise(images, change.noise, change.noise_seed)
 
 
 def remap_intensities(images: torch.Tensor, curve: torch.Tensor) -> torch.Tensor:
@@ -138,6 +145,17 @@ def blur(images: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
         kernel = taps.view(-1, 1, *[taps.shape[1] if a == axis else 1 for a in range(3)])
         x = F.conv3d(F.pad(x, pad, mode="replicate"), kernel, groups=len(chosen))
     return images.index_copy(0, index, x.transpose(0, 1))
+
+
+def coarsen(images: torch.Tensor, coarseness: torch.Tensor) -> torch.Tensor:
+    """Images as if scanned with voxels 1, 2 or 3 times as large along every edge (B,), interpolated back; 1 leaves an image."""
+    for factor in range(2, COARSEST + 1):
+        chosen = torch.nonzero(coarseness == factor).flatten().to(images.device)
+        if len(chosen):
+            size = [max(1, round(n / factor)) for n in images.shape[2:]]
+            small = F.interpolate(images[chosen], size=size, mode="area")
+            images = images.index_copy(0, chosen, F.interpolate(small, size=images.shape[2:], mode="trilinear"))
+    return images
 
 
 def add_noise(images: torch.Tensor, deviation: torch.Tensor, seeds: torch.Tensor) -> torch.Tensor:

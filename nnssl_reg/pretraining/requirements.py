@@ -43,7 +43,9 @@ def require_trainable(configuration: Configuration, processes: int = 1) -> None:
     require(plan.mask_ratio[1] < 1, "mask_ratio", "below 1")
     for name in ("teacher_temperature", "final_teacher_temperature", "student_temperature", "learning_rate", "gradient_clip"):
         require(vars(plan)[name] > 0, name, "positive")
-    for name in ("teacher_momentum", "final_teacher_momentum", "foreground_share", "layer_decay", "modality_balance"):
+    shares = ("teacher_momentum", "final_teacher_momentum", "foreground_share", "layer_decay", "modality_balance",
+              "remap_probability", "gin_probability", "low_resolution_probability")  # fmt: skip
+    for name in shares:
         require(0 <= vars(plan)[name] <= 1, name, "between 0 and 1")
     if problems:
         raise ValueError(f"This configuration cannot be trained: {'; '.join(problems)}. Change it in the plans or with --set.")

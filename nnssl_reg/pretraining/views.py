@@ -38,7 +38,9 @@ def make_views(windows: torch.Tensor, plan: PretrainingPlan, patch_size: tuple[i
     matrices = draw_geometry(whole, windows.shape[2:], plan, spacing_mm, generator)
     crops = resample_batch(windows, processes.own(matrices), plan.crop_size)
     teacher, student = torch.arange(2 * whole).chunk(2)
-    change = draw_change(2 * whole, plan.intensity_strength, generator)
+    change = draw_change(2 * whole, plan.intensity_strength, generator, remap_probability=plan.remap_probability,
+                         gin_probability=plan.gin_probability,
+                         low_resolution_probability=plan.low_resolution_probability)  # fmt: skip
     change = change.of(torch.cat((processes.own(teacher), processes.own(student))))
     both = apply_change(torch.cat((crops, crops)), change)
     masks = draw_masks(whole, plan, patch_size, generator).to(windows.device)

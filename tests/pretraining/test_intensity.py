@@ -80,6 +80,42 @@ def test_blur_keeps_a_constant_and_spreads_a_point_as_a_gaussian_does():
     torch.testing.assert_close(intensity.blur(images()[-1:], torch.tensor([1.2])), images()[-1:])
 
 
+@pytest.mark.parametrize(("name", "field"), [("remap_probability", "remap"), ("gin_probability", "gin_share"),
+                                             ("low_resolution_probability", "coarseness")])  # fmt: skip
+def test_each_probability_is_the_share_of_images_that_are_changed_so(name, field):
+    def changed(probability: float) -> torch.Tensor:
+        drawn = vars(draw_change(2000, 1.0, generator(6), **{name: probability}))[field]
+        neutral = {"remap": torch.linspace(-1, 1, intensity.REMAP_POINTS), "gin_share": 0, "coarseness": 1}[field]
+        return (drawn != neutral).view(2000, -1).any(dim=1)
+
+    assert not changed(0.0).any() and changed(1.0).float().mean() > 0.99
+    assert float(changed(0.3).float().mean()) == pytest.approx(0.3, abs=0.05)
+
+
+def test_the_other_changes_are_the_same_whatever_the_probability_of_one():
+    without, always = (draw_change(6, 1.0, generator(7), gin_probability=p) for p in (0.0, 1.0))
+    assert torch.equal(without.remap, always.remap) and torch.equal(without.gamma, always.gamma)
+    assert torch.equal(without.noise_seed, always.noise_seed)
+
+
+def test_coarser_voxels_keep_what_is_constant_in_them_and_lose_what_alternates():
+    even = torch.arange(12).remainder(2).float().expand(2, 1, 12, 12, 12) * 2 - 1  # -1, 1, -1, 1 along the last axis
+    out = intensity.coarsen(even, torch.tensor([1, 2]))
+    assert torch.equal(out[0], even[0]) and out[1].abs().max() < 1e-6
+    flat = torch.full((2, 1, 12, 12, 12), 0.3)
+    torch.testing.assert_close(intensity.coarsen(flat, torch.tensor([2, 3])), flat)
+    ramp = torch.linspace(-1, 1, 12).expand(1, 1, 12, 12, 12)
+    inner = (..., slice(2, -2))
+    torch.testing.assert_close(intensity.coarsen(ramp, torch.tensor([3]))[inner], ramp[inner])  # nothing is shifted
+
+
+def test_the_noise_of_an_image_has_its_deviation_and_follows_its_seed_alone():
+    quiet = torch.zeros(3, 1, 24, 24, 24)
+    out = intensity.add_noise(quiet, torch.tensor([0.1, 0.0, 0.2]), torch.tensor([5, 6, 5]))
+    assert float(out[0].std()) == pytest.approx(0.1, rel=0.05) and not out[1].any()
+    torch.testing.assert_close(out[2], 2 * out[0])
+
+
 def test_the_bias_field_is_smooth_and_leaves_the_darkest_value_dark():
     bias = torch.randn(2, 1, 3, 3, 3, generator=generator(5)) * 0.3
     assert torch.equal(intensity.multiply_bias(torch.full((2, 1, 8, 8, 8), -1.0), bias), torch.full((2, 1, 8, 8, 8), -1.0))
