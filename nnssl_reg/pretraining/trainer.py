@@ -19,7 +19,7 @@ from nnssl_reg.pretraining.schedules import settings_at
 from nnssl_reg.pretraining.student_teacher import Targets
 from nnssl_reg.pretraining.training_log import TrainingLog, describe, row_of
 from nnssl_reg.pretraining.training_state import Run, TrainingState, save, seed_of
-from nnssl_reg.pretraining.views import make_views
+from nnssl_reg.pretraining.views import Views, make_views
 
 LOG_STEPS = 10  # steps averaged into one row of the log
 
@@ -118,15 +118,22 @@ def train_step(run: Run, state: TrainingState, windows: np.ndarray) -> tuple[dic
 
     The windows and targets are this process's, all else is the whole batch's.
     """
-    configuration, plan, processes = run.configuration, state.plan, run.processes
+    configuration = run.configuration
+    generator = torch.Generator().manual_seed(seed_of(run.seed, state.step, len(state.recoveries))[0])
+    batch = torch.from_numpy(windows).to(run.device, non_blocking=True)
+    views = make_views(batch, state.plan, configuration.network.patch_size, configuration.image.spacing_mm, generator,
+                       run.processes)  # fmt: skip
+    return learn(run, state, views)
+
+
+def learn(run: Run, state: TrainingState, views: Views) -> tuple[dict[str, float], Targets]:
+    """One optimiser step on views; as train_step."""
+    plan, processes = state.plan, run.processes
     settings = settings_at(state.step, plan)
-    cpu_seed, device_seed = seed_of(run.seed, state.step, len(state.recoveries))
-    cpu = torch.Generator().manual_seed(cpu_seed)
+    device_seed = seed_of(run.seed, state.step, len(state.recoveries))[1]
     on_device = torch.Generator(run.device).manual_seed(device_seed)
     if settings.gram_weight > 0:
         state.pair.anchor()
-    batch = torch.from_numpy(windows).to(run.device, non_blocking=True)
-    views = make_views(batch, plan, configuration.network.patch_size, configuration.image.spacing_mm, cpu, processes)
     with seeded(device_seed + processes.rank, run.device), mixed_precision(run.device):
         losses, targets = state.pair.losses(views, settings, on_device, state.student)
     state.optimizer.zero_grad(set_to_none=True)
