@@ -81,7 +81,7 @@ def _card(args: Namespace, source: Path, path: Path, info: CheckpointInfo, confi
 def _sources(args: Namespace, dataset: str, channels: tuple[str, ...]) -> tuple[DataSource, ...]:
     """What the raw data sets say of themselves; --licence where they do not, or are not here."""
     sources = []
-    for name in args.data or [dataset]:
+    for name in args.data or dataset.split("+"):  # Dataset001_Abdomen+002: trained on both
         told, images = {}, None
         try:
             folder = find_dataset(raw_folder(args.raw), name)

@@ -8,8 +8,9 @@ from nnssl_reg.commands.found_models import models_in
 from nnssl_reg.imageio.json_files import read_json
 from nnssl_reg.imageio.model_folder import is_shared_model
 
-# as extract_fingerprint and imageio/images.py have them, which load torch: here nothing heavy is loaded
+# as extract_fingerprint, images.py and pretrain_data.py have them, which load torch: here nothing heavy is loaded
 FINGERPRINT = "dataset_fingerprint.json"
+PRETRAIN_DATA = "pretrain_data.json"
 IMAGES = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd")
 
 
@@ -22,14 +23,16 @@ def dataset_states(raw: Path | None, preprocessed: Path | None, results: Path | 
 
 def _state(name: str, raw: Path | None, preprocessed: Path | None, results: Path | None) -> dict[str, Any]:
     try:
-        images = _images(raw / name / "imagesTr") if raw is not None and (raw / name).is_dir() else None
+        listed = raw is not None and (raw / name / PRETRAIN_DATA).is_file() and not (raw / name / "imagesTr").is_dir()
+        images = _images(raw / name / "imagesTr") if not listed and raw is not None and (raw / name).is_dir() else None
         planned = {} if preprocessed is None else _planned(preprocessed / name)
         measured = preprocessed is not None and (preprocessed / name / FINGERPRINT).is_file()
         models = [] if results is None else [path for path in models_in(results) if path.parent.name == name]
         trained = {path.name: "imported" if is_shared_model(path) else "trained" for path in models}
     except OSError as error:
         return {"name": name, "about": f"cannot be looked at: {error}"}
-    parts = [f"{images} images" if images is not None else "no raw images", "measured" if measured else "not measured"]
+    raw_images = f"{images} images" if images is not None else f"images in {PRETRAIN_DATA}" if listed else "no raw images"
+    parts = [raw_images, "measured" if measured else "not measured"]
     parts += [f"{plans}: {cases} preprocessed" for plans, cases in planned.items()] or ["not planned"]
     parts += [f"{model}: {how}" for model, how in trained.items()] or ["no model"]
     return {"name": name, "images": images, "fingerprint": measured, "preprocessed": planned, "models": trained,

@@ -13,7 +13,7 @@ from nnssl_reg.planning.plans import Plans
 from nnssl_reg.pretraining.model_card import ModelCard, one_line
 from nnssl_reg.pretraining.shared_model import load_shared_model
 
-_DATASET = re.compile(r"Dataset\d{3,6}_[A-Za-z0-9._-]{1,80}")
+_DATASET = re.compile(r"Dataset\d{3,6}_[A-Za-z0-9._+-]{1,80}")
 _PART = re.compile(r"[A-Za-z0-9.-]+(_[A-Za-z0-9.-]+)*")  # without __, which parts the name of a model's folder
 
 

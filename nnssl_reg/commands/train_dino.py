@@ -115,17 +115,26 @@ def pretrain(job: Job, stop: StopRequest, args: Namespace) -> int:
         observer = Observer(on_step=lambda step, loss: _advance(bar, step, loss), should_stop=lambda: bool(stop),
                             **({"on_epoch": Pictures(job)} if first else {}))  # fmt: skip
         finished = train(job.run, state, job.folder, training_log, observer, probe)
-    if training_log.left_out:
-        cases = [(Path(case).name, Path(f"{case}.b2nd"), reason) for case, reason in training_log.left_out.items()]
-        path = record_failures(job.folder, STEP, cases) if first else None
-        print_failures(job.run.dataset_name, cases, path)
+    incomplete = tell_left_out(job, training_log.left_out)
     if first and finished:
         print(f"Finished after {state.step} steps: {checkpoint_path(job.folder, 'final')}")
         print_best(job.folder)
     elif first:
         print(f"{why_stopped(stop, args)} at step {state.step} of {plan.steps}, saved to "
               f"{checkpoint_path(job.folder, 'latest')}. The same command with --continue goes on from there.")  # fmt: skip
-    return int(bool(training_log.left_out)) if finished else stop.exit_code
+    return int(incomplete and first) if finished else stop.exit_code
+
+
+def tell_left_out(job: Job, left_out: dict[str, str]) -> bool:
+    """Record and print what could not be read, one process after the other; whether there is any."""
+    processes = job.run.processes
+    for rank in range(processes.size):
+        if rank == processes.rank and left_out:
+            cases = [(Path(case).name, Path(f"{case}.b2nd"), reason) for case, reason in left_out.items()]
+            step = STEP if processes.first else f"{STEP}, process {rank}"
+            print_failures(job.run.dataset_name, cases, record_failures(job.folder, step, cases))
+        processes.wait(job.run.device)
+    return processes.any(bool(left_out), job.run.device)
 
 
 def why_stopped(stop: StopRequest, args: Namespace) -> str:

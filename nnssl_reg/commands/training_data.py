@@ -50,6 +50,9 @@ class TrainingData:
 
     def groups(self, balance: float, weights: Sequence[float] | None) -> tuple[CaseGroup, ...]:
         """The cases to train on, with their shares. weights: of the data sets, in their order."""
+        if len(self.datasets) == 1 and balance == 0:  # as runs of plans without modality_balance began
+            (dataset,) = self.datasets
+            return (CaseGroup(dataset.folder, tuple(sorted(chain.from_iterable(dataset.trained.values())))),)
         names = {(dataset.name, modality): dataset for dataset in self.datasets for modality in dataset.trained}
         sizes = {key: len(dataset.trained[key[1]]) for key, dataset in names.items()}
         weighted = None if weights is None else {d.name: w for d, w in zip(self.datasets, weights, strict=True)}

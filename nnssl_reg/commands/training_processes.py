@@ -43,8 +43,8 @@ class Place:
                                     self.processes.size, self.processes.rank)  # fmt: skip
         return self
 
-    def __exit__(self, *_) -> None:
-        if self.meeting is not None:
+    def __exit__(self, error, *_) -> None:
+        if self.meeting is not None and error is None:  # after an error, the others may never answer
             dist.destroy_process_group()
 
 

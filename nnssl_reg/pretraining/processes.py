@@ -66,7 +66,7 @@ class Processes:
 
     def wait(self, device: torch.device) -> None:
         """Until all processes have come here."""
-        self.total(torch.zeros((), device=device))
+        self.total(torch.zeros((), device=device)).item()  # a GPU only notes the sum down until it is asked for
 
     def shared(self, module: nn.Module) -> nn.Module:
         """A module whose backward pass leaves the mean of all processes' gradients in its parameters."""
@@ -79,7 +79,7 @@ class Processes:
         if self.size == 1:
             return
         sums = torch.stack([tensor.double().sum().to(tensors[0].device) for tensor in tensors])
-        if not torch.equal(self.largest(sums), -self.largest(-sums)):
+        if not torch.allclose(self.largest(sums), -self.largest(-sums), rtol=1e-9, atol=1e-9):  # GPUs may differ in rounding
             raise ValueError("The processes of this run have begun with different weights. Do all nodes see the same "
                              "nnssl_results and have the same versions installed?")  # fmt: skip
 

@@ -10,6 +10,7 @@ import torch
 
 from nnssl_reg.commands import found_models, info
 from nnssl_reg.commands.entry import main
+from nnssl_reg.commands.found_data import dataset_states
 from nnssl_reg.imageio.json_files import write_json
 
 REAL = info.ASK_TORCH
@@ -132,3 +133,10 @@ def test_nothing_heavy_is_loaded_before_torch_is_asked_in_a_process_of_its_own()
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, "-c", LIGHT], capture_output=True, text=True, env=environment, check=False)
     assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_a_data_set_that_only_lists_its_images_says_so(tmp_path):
+    (tmp_path / "Dataset001_Open").mkdir()
+    (tmp_path / "Dataset001_Open" / "pretrain_data.json").write_text("{}")
+    (state,) = dataset_states(tmp_path, None, None)
+    assert state["images"] is None and state["about"].startswith("images in pretrain_data.json; not measured")

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from nnssl_reg.commands.failed_cases import read_failures
 from nnssl_reg.commands.training_processes import chosen_device, torchrun_place
 from nnssl_reg.pretraining.checkpoint import checkpoint_path, read_info
 from nnssl_reg.pretraining.processes import Processes
@@ -90,3 +91,17 @@ def test_torchrun_starts_the_console_script(trainable):
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("Finished after 4 steps") == 1
+
+
+@pytest.mark.slow
+def test_what_any_process_cannot_read_is_recorded_and_the_cost_of_all_is_told(trainable, folders):
+    cases = folders / "preprocessed" / trainable.parent.name / "nnsslPlans_3d_fullres"
+    for i in range(6):
+        (cases / f"Case_{i:04d}_0000.b2nd").write_bytes(b"nothing")
+    with started("--set", "pretraining.steps=12") as process:
+        said, error = process.communicate(timeout=300)
+    assert process.returncode == 1 and said.count("Finished after 12 steps") == 1, error
+    assert {row["step"] for row in read_failures(trainable)} == {"train", "train, process 1"}
+    with started("--dry_run") as process:
+        said, error = process.communicate(timeout=300)
+    assert process.returncode == 0 and said.count("in each process") == 1 == said.count("Nothing was written."), error
