@@ -87,7 +87,7 @@ def be_one_of_them(rank: int, folder: Path) -> None:
     """What each of the processes does: all that the tests look at, because starting them takes the most time."""
     torch.set_num_threads(1)
     trainer.mixed_precision, trainer.LOG_STEPS = lambda device: contextlib.nullcontext(), 2
-    dist.init_process_group("gloo", f"file://{folder / 'meeting'}", timedelta(minutes=2), SIZE, rank)
+    dist.init_process_group("gloo", f"file://{folder / 'meeting'}", timedelta(minutes=15), SIZE, rank)
     configuration, cases = read_dataclass(Configuration, folder / "plan.json"), folder / "cases"
     groups = (CaseGroup(cases, tuple(case_names(cases))),)
     run = Run(configuration, "3d_fullres", "Dataset999_Waves", groups, 3, torch.device("cpu"),
@@ -109,7 +109,7 @@ def shared(run_of_module) -> tuple[Run, Path]:
     write_json(folder / "plan.json", run_of_module.configuration)
     started = [subprocess.Popen([sys.executable, __file__, str(rank), str(folder)], stdout=subprocess.PIPE,
                                 stderr=subprocess.STDOUT, text=True) for rank in range(SIZE)]  # fmt: skip
-    said = [process.communicate(timeout=300)[0] for process in started]
+    said = [process.communicate(timeout=900)[0] for process in started]
     assert [process.returncode for process in started] == [0] * SIZE, "\n".join(said)
     return run_of_module, folder
 
