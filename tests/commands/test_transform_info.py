@@ -84,7 +84,8 @@ def test_the_sidecar_tells_the_direction_and_the_images(tmp_path, grid, capsys, 
 
 def test_what_cannot_be_told_is_named_and_the_others_are_told(tmp_path, grid, capsys):
     write_field(tmp_path / "good.nii.gz", constant(grid, (1.0, 0.0, 0.0)))
-    whole = (tmp_path / "good.nii.gz").read_bytes()
+    write_field(tmp_path / "cut.nii.gz", DisplacementField(torch.randn(3, *grid.shape), grid))
+    whole = (tmp_path / "cut.nii.gz").read_bytes()
     (tmp_path / "cut.nii.gz").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "text.h5").write_text("no transform")
     (tmp_path / "a.png").write_text("")
