@@ -47,7 +47,7 @@ def method_row(method: str, by_pair: dict[str, dict], reference: dict[str, dict]
         *(number(mean_of(s.get(key) for s in scores), d) for key, d in
           (("hd95_mm", 1), ("sd_log_jacobian", 3), ("folding_percent", 3))),
         *(number(median_of(r.get(key) for r in by_pair.values()), d) for key, d in (("seconds", 1), ("peak_gb", 2))),
-        number(p_value(by_pair, reference), 3) if reference is not None and reference is not by_pair else "-",
+        "-" if method == "initial" or reference in (None, by_pair) else number(p_value(by_pair, reference), 3),
     ]  # fmt: skip
 
 
