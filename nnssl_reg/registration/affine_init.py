@@ -14,7 +14,7 @@ MODES = ("auto", "identity", "center", "moments", "affine")
 CELLS = (32, 64)  # along the fixed image's longest edge: for the search of starts, for what is fitted last
 SIZES = (1.0, 0.8, 0.9, 1.12, 1.25)  # of the moving patient relative to the fixed one, that shifts are searched for
 PEAKS = 3  # shifts of each size
-STARTS = 8  # that are refined in coarse cells
+STARTS = 6  # that are refined in coarse cells
 FINALISTS = 2  # that are refined in finer cells
 
 
@@ -35,7 +35,7 @@ def initial_alignment(mode: str, fixed: Image, moving: Image, fixed_features: Fe
     """
     if mode not in MODES:
         raise ValueError(f"Initial alignment '{mode}' is not one of {', '.join(MODES)}.")
-    extent = max(fixed_features.grid.extent_mm)
+    extent = max(*fixed_features.grid.extent_mm, max(moving_features.grid.extent_mm) / 2)  # a moving atlas may be much larger
     fine = [in_cells(f, extent / CELLS[1]) for f in (fixed_features, moving_features)]
     compared = [structure(f) for f in fine]
     candidates = {"identity": AffineTransform.identity()}
@@ -54,7 +54,7 @@ def _searched(fine, compared, guesses: list[AffineTransform], extent: float) -> 
     """The best shift, and the best affine transform: from several starts in coarse cells, the best of them in finer ones."""
     coarse = [in_cells(f, extent / CELLS[0]) for f in fine]
     rough = [structure(f) for f in coarse]
-    shifts = likely_shifts(*rough, extent / CELLS[0], SIZES, PEAKS)
+    shifts = likely_shifts(*rough, max(s for f in rough for s in f.grid.spacing_mm), SIZES, PEAKS)
     starts = _best(rough, guesses + [s for found in shifts.values() for s in found], STARTS, extent / 16)
     fitted = [refine_affine(*coarse, start, extent / 16, 3, iterations=4) for start in starts]
     finalists = []
@@ -62,7 +62,9 @@ def _searched(fine, compared, guesses: list[AffineTransform], extent: float) -> 
         transform = refine_affine(*fine, transform, extent / 16, 2, iterations=2)
         finalists.append(refine_affine(*fine, transform, extent / 32, 2, iterations=2))
     found = {"translation": shifts[1.0][0]} if shifts[1.0] else {}
-    return found | ({"affine": min(finalists, key=lambda t: alignment_cost(*compared, t))} if finalists else {"affine": guesses[0]})
+    return found | (
+        {"affine": min(finalists, key=lambda t: alignment_cost(*compared, t))} if finalists else {"affine": guesses[0]}
+    )
 
 
 def _best(features, transforms: list[AffineTransform], count: int, apart_mm: float) -> list[AffineTransform]:

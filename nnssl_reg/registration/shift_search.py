@@ -15,7 +15,9 @@ IMPOSSIBLE = -9.0
 
 
 @torch.no_grad()
-def likely_shifts(fixed: FeatureMap, moving: FeatureMap, cell_mm: float, sizes, peaks: int) -> dict[float, list[AffineTransform]]:
+def likely_shifts(
+    fixed: FeatureMap, moving: FeatureMap, cell_mm: float, sizes, peaks: int
+) -> dict[float, list[AffineTransform]]:
     """The best transforms p -> size p + shift for each size, best first: up to `peaks` each.
 
     fixed, moving: structures. Both are brought to cubic cells (cell_mm; of the moving image size times that); the score of a
@@ -74,7 +76,9 @@ def _peaks(score: torch.Tensor, count: int) -> list[tuple[int, ...]]:
     alone = torch.where(score == highest[0, 0], score, IMPOSSIBLE).flatten()
     values, places = alone.topk(min(count, alone.numel()))
     shape = tuple(score.shape)
-    return [tuple(int(i) for i in np.unravel_index(p, shape)) for v, p in zip(values.tolist(), places.tolist()) if v > IMPOSSIBLE]
+    return [
+        tuple(int(i) for i in np.unravel_index(p, shape)) for v, p in zip(values.tolist(), places.tolist()) if v > IMPOSSIBLE
+    ]
 
 
 def _on_lattice(features: FeatureMap, spacing: float, directions) -> FeatureMap:

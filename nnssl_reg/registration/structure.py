@@ -1,5 +1,7 @@
 """What the initial alignment compares: the structure in feature cells, and how well that of two images agrees."""
 
+import math
+
 import numpy as np
 import torch
 
@@ -22,8 +24,8 @@ def structure(features: FeatureMap) -> FeatureMap:
 
 
 def in_cells(features: FeatureMap, cell_mm: float) -> FeatureMap:
-    """Features averaged over as many cells along each axis as are nearest to cell_mm."""
-    factor = [int(min(max(1, round(cell_mm / s)), n)) for n, s in zip(features.grid.shape, features.grid.spacing_mm)]
+    """Features averaged over the fewest cells along each axis that make cells of cell_mm (to 5 %)."""
+    factor = [min(max(1, math.ceil(0.95 * cell_mm / s)), n) for n, s in zip(features.grid.shape, features.grid.spacing_mm)]
     if max(factor) == 1:
         return features
     values = torch.nn.functional.avg_pool3d(features.values[None], factor, stride=factor)[0]
@@ -40,7 +42,9 @@ def alignment_cost(fixed: FeatureMap, moving: FeatureMap, transform: AffineTrans
     position = to_voxels(transform.apply_dense(fixed.grid.points_mm(device=fixed.values.device)), moving.grid)
     valid = inside(position, moving.grid.shape)
     there, here = sample_voxels(moving.values, position)[:, valid], fixed.values[:, valid]
-    size = abs(np.linalg.det(transform.matrix[:3, :3])) * float(np.prod(fixed.grid.spacing_mm) / np.prod(moving.grid.spacing_mm))
+    size = abs(np.linalg.det(transform.matrix[:3, :3])) * float(
+        np.prod(fixed.grid.spacing_mm) / np.prod(moving.grid.spacing_mm)
+    )
     energies = [float(v.square().sum()) for v in (here, there)]
     totals = [float(f.values.square().sum()) for f in (fixed, moving)]  # of fixed cells, of moving cells
     if min(*energies, *totals) <= 0:
