@@ -4,13 +4,14 @@ import numpy as np
 import torch
 
 from nnssl_reg.geometry.affine import AffineTransform
+from nnssl_reg.geometry.grid import Grid
 from nnssl_reg.geometry.image import FeatureMap
-from nnssl_reg.geometry.sampling import inside, to_voxels
 from nnssl_reg.registration.cells import comparable_cells
 from nnssl_reg.registration.convex_adam import blocks_and_radius, cell_to_cell, kernels_for
 from nnssl_reg.registration.coupled_convex import match_blocks
 
 MINIMUM_MATCHES = 16
+SHAPE_PRIOR = 0.15  # share of what the stretches differ from each other (their logarithms) that a fit takes back
 
 
 @torch.no_grad()
@@ -30,11 +31,35 @@ def refine_affine(
         step = match_blocks(*cells, matrix, still, factor, radius, kernels)
         step = step[(slice(None), *(slice(n) for n in blocks.shape))].reshape(3, -1).T.double().cpu().numpy()
         moved = points + step @ blocks.affine[:3, :3].T
-        keep = inside(to_voxels(torch.as_tensor(transform.apply(moved).T), moving.grid), moving.grid.shape).numpy()
+        keep = _well_inside(transform.apply(moved), moving.grid, block_mm) & _well_inside(
+            transform.apply(points), moving.grid, block_mm
+        )
         if keep.sum() < MINIMUM_MATCHES:
             break
-        transform = least_trimmed_squares(points[keep], moved[keep]).then(transform)
+        transform = tempered(least_trimmed_squares(points[keep], moved[keep]).then(transform), points[keep].mean(axis=0))
     return transform
+
+
+def tempered(transform: AffineTransform, centre_mm) -> AffineTransform:
+    """The transform with its stretches a little more alike, and the same at the centre.
+
+    Patients differ in size more than in proportions, and matches near the end of a field of view pull towards it: without
+    this a patient is stretched along its length, step by step, until the fields of view agree.
+    """
+    u, stretches, vt = np.linalg.svd(transform.matrix[:3, :3])
+    logs = np.log(stretches)
+    stretches = np.exp(logs.mean() + (1 - SHAPE_PRIOR) * (logs - logs.mean()))
+    matrix = np.eye(4)
+    matrix[:3, :3] = (u * stretches) @ vt
+    matrix[:3, 3] = transform.apply(centre_mm) - matrix[:3, :3] @ centre_mm
+    return AffineTransform(matrix)
+
+
+def _well_inside(points_mm, grid: Grid, margin_mm: float) -> np.ndarray:
+    """Which points (N, 3) lie in a field of view and, along axes with room for it, margin_mm from its ends."""
+    index, shape = grid.world_to_index(points_mm), np.array(grid.shape)
+    margin = np.minimum(margin_mm / np.array(grid.spacing_mm), shape / 8)
+    return ((index >= margin - 0.5) & (index <= shape - margin - 0.5)).all(axis=1)
 
 
 def least_trimmed_squares(points, moved, keep: float = 0.6, iterations: int = 10) -> AffineTransform:

@@ -14,7 +14,7 @@ MODES = ("auto", "identity", "center", "moments", "affine")
 CELLS = (32, 64)  # along the fixed image's longest edge: for the search of starts, for what is fitted last
 SIZES = (1.0, 0.8, 0.9, 1.12, 1.25)  # of the moving patient relative to the fixed one, that shifts are searched for
 PEAKS = 3  # shifts of each size
-STARTS = 6  # that are refined in coarse cells
+STARTS = 5  # that are refined in coarse cells
 FINALISTS = 2  # that are refined in finer cells
 
 
@@ -36,35 +36,36 @@ def initial_alignment(mode: str, fixed: Image, moving: Image, fixed_features: Fe
     if mode not in MODES:
         raise ValueError(f"Initial alignment '{mode}' is not one of {', '.join(MODES)}.")
     extent = max(*fixed_features.grid.extent_mm, max(moving_features.grid.extent_mm) / 2)  # a moving atlas may be much larger
-    fine = [in_cells(f, extent / CELLS[1]) for f in (fixed_features, moving_features)]
-    compared = [structure(f) for f in fine]
+    averaged = [in_cells(f, extent / CELLS[1]) for f in (fixed_features, moving_features)]
+    fine = [structure(f) for f in averaged]
     candidates = {"identity": AffineTransform.identity()}
     if mode in ("center", "affine", "auto"):
         candidates["center"] = AffineTransform.translation(moving.grid.center_mm - fixed.grid.center_mm)
     if mode in ("moments", "affine", "auto"):
         candidates["moments"] = AffineTransform.translation(center_of_mass_mm(moving) - center_of_mass_mm(fixed))
     if mode in ("affine", "auto"):
-        candidates |= _searched(fine, compared, list(candidates.values()), extent)
-    costs = {name: alignment_cost(*compared, transform) for name, transform in candidates.items()}
+        coarse = [structure(in_cells(f, extent / CELLS[0])) for f in averaged]
+        candidates |= _searched(coarse, fine, list(candidates.values()))
+    costs = {name: alignment_cost(*fine, transform) for name, transform in candidates.items()}
     name = min(costs, key=costs.get) if mode == "auto" else mode
     return InitialAlignment(candidates[name], name, costs)
 
 
-def _searched(fine, compared, guesses: list[AffineTransform], extent: float) -> dict[str, AffineTransform]:
-    """The best shift, and the best affine transform: from several starts in coarse cells, the best of them in finer ones."""
-    coarse = [in_cells(f, extent / CELLS[0]) for f in fine]
-    rough = [structure(f) for f in coarse]
-    shifts = likely_shifts(*rough, max(s for f in rough for s in f.grid.spacing_mm), SIZES, PEAKS)
-    starts = _best(rough, guesses + [s for found in shifts.values() for s in found], STARTS, extent / 16)
-    fitted = [refine_affine(*coarse, start, extent / 16, 3, iterations=4) for start in starts]
+def _searched(coarse, fine, guesses: list[AffineTransform]) -> dict[str, AffineTransform]:
+    """The best shift, and the best affine transform: from several starts in coarse cells, the best of them in fine ones.
+
+    coarse, fine: structures of the fixed and of the moving image in cells of either size.
+    """
+    coarse_mm, fine_mm = (max(s for f in maps for s in f.grid.spacing_mm) for maps in (coarse, fine))
+    shifts = likely_shifts(*coarse, coarse_mm, SIZES, PEAKS)
+    starts = _best(coarse, guesses + [s for found in shifts.values() for s in found], STARTS, 2 * coarse_mm)
+    fitted = [refine_affine(*coarse, start, 2 * coarse_mm, 3, iterations=4) for start in starts]
     finalists = []
-    for transform in _best(rough, fitted, FINALISTS, extent / 50):
-        transform = refine_affine(*fine, transform, extent / 16, 2, iterations=2)
-        finalists.append(refine_affine(*fine, transform, extent / 32, 2, iterations=2))
-    found = {"translation": shifts[1.0][0]} if shifts[1.0] else {}
-    return found | (
-        {"affine": min(finalists, key=lambda t: alignment_cost(*compared, t))} if finalists else {"affine": guesses[0]}
-    )
+    for transform in _best(coarse, fitted, FINALISTS, coarse_mm):
+        transform = refine_affine(*fine, transform, 4 * fine_mm, 2, iterations=2)
+        finalists.append(refine_affine(*fine, transform, 2 * fine_mm, 2, iterations=2))
+    best = _best(fine, finalists, 1, 0.0) or guesses[:1]
+    return {"translation": (shifts[1.0] or guesses)[0], "affine": best[0]}
 
 
 def _best(features, transforms: list[AffineTransform], count: int, apart_mm: float) -> list[AffineTransform]:
