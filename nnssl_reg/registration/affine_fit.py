@@ -58,7 +58,7 @@ def tempered(transform: AffineTransform, centre_mm) -> AffineTransform:
 def _well_inside(points_mm, grid: Grid, margin_mm: float) -> np.ndarray:
     """Which points (N, 3) lie in a field of view and, along axes with room for it, margin_mm from its ends."""
     index, shape = grid.world_to_index(points_mm), np.array(grid.shape)
-    margin = np.minimum(margin_mm / np.array(grid.spacing_mm), shape / 8)
+    margin = np.minimum(margin_mm / np.array(grid.spacing_mm), shape / 16)
     return ((index >= margin - 0.5) & (index <= shape - margin - 0.5)).all(axis=1)
 
 

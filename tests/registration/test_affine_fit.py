@@ -4,7 +4,7 @@ import numpy as np
 
 from nnssl_reg.evaluation.phantoms import rotation
 from nnssl_reg.geometry.affine import AffineTransform
-from nnssl_reg.registration.affine_fit import least_trimmed_squares, refine_affine
+from nnssl_reg.registration.affine_fit import SHAPE_PRIOR, least_trimmed_squares, refine_affine, tempered
 
 IDENTITY = AffineTransform.identity()
 CENTER = (30.0, -10.0, 20.0)
@@ -39,3 +39,17 @@ def test_an_affine_fit_ignores_a_third_of_wild_matches():
     moved = truth.apply(points)
     moved[:36] += rng.normal(0, 30, (36, 3))
     assert np.allclose(least_trimmed_squares(points, moved).matrix, truth.matrix, atol=1e-6)
+
+
+def test_tempering_keeps_centre_size_and_turns_and_makes_stretches_more_alike():
+    turn = rotation(np.radians((5, 10, -7)))
+    matrix = np.eye(4)
+    matrix[:3, :3], matrix[:3, 3] = turn @ np.diag((0.8, 1.0, 1.25)), (3, 50, -20)
+    before = AffineTransform(matrix)
+    after = tempered(before, CENTER)
+    assert np.allclose(after.apply(CENTER), before.apply(CENTER))
+    stretch = turn.T @ after.matrix[:3, :3]
+    assert np.allclose(np.log(np.diag(stretch)), (1 - SHAPE_PRIOR) * np.log((0.8, 1.0, 1.25)))
+    assert np.allclose(stretch, np.diag(np.diag(stretch)))
+    matrix[:3, :3] = 1.2 * turn
+    assert np.allclose(tempered(AffineTransform(matrix), CENTER).matrix, matrix)

@@ -72,7 +72,7 @@ def test_identity_is_exactly_the_identity(pair):
 def test_a_patient_turned_by_15_and_shifted_by_80_mm_is_found(pair):
     truth = turned_and_shifted((4, -5, 15), (60, 45, -28))
     found = initial_alignment("auto", *pair(truth))
-    assert distance_mm(found.transform, truth) < 4 and found.name == "affine"
+    assert distance_mm(found.transform, truth) < 6 and found.name == "affine"  # a cell
     assert set(found.costs) == {"identity", "center", "moments", "translation", "affine"}
     assert found.costs["affine"] == min(found.costs.values()) < 0.8 * found.costs["identity"]
 
