@@ -30,7 +30,7 @@ log = logging.getLogger("nnssl_reg")
 OBLIQUE_DEGREES = 10.0  # beyond it, features along the array's axes would no longer match those along the world's
 DINO_SHARE = 0.5  # of the learned features in the joined squared feature distance
 ALIGNING_SCALES = ((1, 2),)  # of the MIND features that the initial alignment compares: the published ones
-KEPT_SHARE = 0.2  # of the free memory, for images and features that a later pair may want again
+KEPT_SHARE, KEPT_MOST = 0.2, 2**30  # of the free memory, and bytes, for images and features that a later pair may want again
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class ImageFeatures:
 class FeatureStore:
     """Encodes images on demand and keeps them while memory allows: the last two always, older ones within kept_bytes.
 
-    kept_bytes: None: a share of the memory that is free now, on the computer and on the device.
+    kept_bytes: None: a share of the memory that is free now, on the computer and on the device, at most KEPT_MOST.
     """
 
     def __init__(self, kind: str, plan: FeaturesPlan, model: Model | None, device: torch.device, volume: int | None = None,
@@ -149,7 +149,7 @@ def _upright(image: Image) -> Image:
 
 def _kept_bytes(device: torch.device) -> float:
     on_device = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else math.inf
-    return KEPT_SHARE * min(free_memory(), on_device)
+    return min(KEPT_MOST, KEPT_SHARE * min(free_memory(), on_device))
 
 
 def _bytes_of(features: ImageFeatures) -> int:
