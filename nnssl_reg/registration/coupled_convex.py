@@ -4,7 +4,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from nnssl_reg.geometry.sampling import sample_voxels
+from nnssl_reg.geometry.grid import Grid
+from nnssl_reg.geometry.sampling import sample_displaced, sample_voxels
 from nnssl_reg.registration.cells import Cells
 from nnssl_reg.registration.kernels_torch import displacements
 
@@ -40,9 +41,8 @@ def match_blocks(fixed: Cells, moving: Cells, matrix, field, factor, radius, ker
 
 def compose(step: torch.Tensor, field: torch.Tensor) -> torch.Tensor:
     """x -> step(x) + field(x + step(x)), both (3, X, Y, Z) in cells."""
-    axes = [torch.arange(n, device=step.device, dtype=step.dtype) for n in step.shape[1:]]
-    position = torch.stack(torch.meshgrid(*axes, indexing="ij")).add_(step)
-    return sample_voxels(field, position).add_(step)
+    cells = Grid(tuple(step.shape[1:]), np.eye(4))
+    return sample_displaced(field, cells, step, cells).add_(step)
 
 
 def inverse_consistent(forward: torch.Tensor, backward: torch.Tensor) -> torch.Tensor:
