@@ -31,12 +31,11 @@ def silence(live, index, steps, fractions, counts, mask):
 
 
 @numba.njit(fastmath=FAST, cache=True, error_model="numpy")
-def _cost_slopes(fixed, moving, index, steps, fractions, live, channels, slopes):
+def _cost_slopes(fixed, moving, index, steps, fractions, live, count, slopes):
     """Half the derivative of the squared difference by the moving position, slopes (3, Z), for a row of cells.
 
-    fixed (Z * C), moving (X' * Y' * Z' * C); channels: a tuple of length C, which the compiler knows.
+    fixed (Z * C), moving (X' * Y' * Z' * C); count: C.
     """
-    count = len(channels)
     us, vs, ws, si, sj, sk = fractions[0], fractions[1], fractions[2], steps[0], steps[1], steps[2]
     s0s, s1s, s2s = slopes[0], slopes[1], slopes[2]
     for z in range(live.shape[0]):
@@ -101,7 +100,7 @@ def energy_gradient(fixed, moving, limits, field, matrix, weights, unit, counts,
             lattice_positions(rows, x, y, matrix, limits, index, steps, fractions, live)
             if counts.shape[0] > 0 or mask.shape[0] > 0:
                 silence(live, index, steps, fractions, counts[start : start + nz], mask)
-            row = fixed[start * len(channels) : (start + nz) * len(channels)]
+            row = fixed[start * channels : (start + nz) * channels]
             _cost_slopes(row, moving, index, steps, fractions, live, channels, slopes)
             for c in range(3):
                 _row_gradient(field, c, x, y, slopes, pull[:, c], weights, gradient[c, x, y])

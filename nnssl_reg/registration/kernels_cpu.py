@@ -45,7 +45,7 @@ def energy_gradient(fixed: Cells, moving: Cells, field, matrix, weights) -> torc
     out = torch.empty_like(field)
     adam_cpu.energy_gradient(
         fixed.values.view(-1).numpy(), moving.values.view(-1).numpy(), moving.shape, field.numpy(), matrix.astype(np.float32),
-        weights.numpy(), np.float32(fixed.unit), _flat(fixed.mask), _flat(moving.mask), _channels(fixed), out.numpy(),
+        weights.numpy(), np.float32(fixed.unit), _flat(fixed.mask), _flat(moving.mask), fixed.values.shape[3], out.numpy(),
     )  # fmt: skip
     return out
 
@@ -69,7 +69,8 @@ def block_means(cells: Cells, matrix, field, factor, radius) -> tuple[torch.Tens
     means, valid = torch.empty(*shape, cells.values.shape[3]), torch.empty(*shape, dtype=torch.bool)
     search_cpu.block_means(
         cells.values.view(-1).numpy(), cells.shape, field.contiguous().numpy(), matrix.astype(np.float32),
-        np.float32(cells.unit), _flat(cells.mask), tuple(factor), tuple(radius), _channels(cells), means.numpy(), valid.numpy(),
+        np.float32(cells.unit), _flat(cells.mask), tuple(factor), tuple(radius), cells.values.shape[3], means.numpy(),
+        valid.numpy(),
     )  # fmt: skip
     return means, valid
 
@@ -109,8 +110,3 @@ def _taps(passes: int) -> np.ndarray:
 
 def _flat(mask: torch.Tensor | None) -> np.ndarray:
     return _NO_MASK if mask is None else mask.contiguous().view(-1).numpy()
-
-
-def _channels(cells: Cells) -> tuple[int, ...]:
-    """A tuple as long as there are channels: compiled code knows lengths of tuples, and unrolls loops over them."""
-    return (0,) * cells.values.shape[3]

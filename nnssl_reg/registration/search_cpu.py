@@ -10,7 +10,6 @@ from nnssl_reg.registration.adam_cpu import silence
 @numba.njit(fastmath=FAST, cache=True, error_model="numpy")
 def _add_row(moving, index, steps, fractions, live, size, channels, sums, counts):
     """Add the features of a row of cells, and how many are live, to its blocks of `size`: sums (B, C), counts (B)."""
-    n = len(channels)
     for z in range(live.shape[0]):
         if live[z] == 0:
             continue
@@ -22,8 +21,8 @@ def _add_row(moving, index, steps, fractions, live, size, channels, sums, counts
                 for c in range(2):
                     weight = (u if a else 1 - u) * (v if b else 1 - v) * (w if c else 1 - w)
                     cell = index[z] + a * steps[0, z] + b * steps[1, z] + c * steps[2, z]
-                    values = moving[cell * n : (cell + 1) * n]
-                    for i in range(n):
+                    values = moving[cell * channels : (cell + 1) * channels]
+                    for i in range(channels):
                         block[i] += weight * values[i]
 
 

@@ -69,8 +69,10 @@ def _scores(fixed, moving, shape) -> torch.Tensor:
 
 def _peaks(score: torch.Tensor, count: int) -> list[tuple[int, ...]]:
     """Indices of the highest values that are the highest within SEPARATION_CELLS (the ends of an axis meet), highest first."""
-    highest = torch.nn.functional.pad(score[None, None], [SEPARATION_CELLS] * 6, mode="circular")
-    for axis in range(3):
+    highest = score[None, None]
+    for axis, length in enumerate(score.shape):
+        around = torch.arange(-SEPARATION_CELLS, length + SEPARATION_CELLS, device=score.device) % length
+        highest = highest.index_select(axis + 2, around)
         window = [2 * SEPARATION_CELLS + 1 if a == axis else 1 for a in range(3)]
         highest = torch.nn.functional.max_pool3d(highest, window, stride=1)
     alone = torch.where(score == highest[0, 0], score, IMPOSSIBLE).flatten()
