@@ -2,6 +2,7 @@
 
 import ast
 import re
+import subprocess
 from argparse import ArgumentParser
 from dataclasses import fields
 from pathlib import Path
@@ -59,6 +60,15 @@ def test_files_and_functions_are_short():
     assert [item for item in lengths if item[0] > 50] == []
     assert sum(length > 40 for length, _ in lengths) <= len(lengths) / 10
     assert [path for path in TREES if len((ROOT / path).read_text(encoding="utf-8").splitlines()) > 300] == []
+
+
+def test_the_top_level_holds_what_a_package_needs_and_nothing_a_program_left_there():
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if listed.returncode:
+        pytest.skip("only a clone knows which files are the project's")
+    top = {Path(name).parts[0] for name in listed.stdout.splitlines()}
+    assert {name for name in top if not name.startswith(".")} == {
+        "nnssl_reg", "tests", "documentation", "setup.py", "pyproject.toml", "README.md", "LICENSE"}  # fmt: skip
 
 
 def test_every_file_says_in_its_first_line_what_it_is_for():

@@ -226,7 +226,7 @@ def _export_model(parser: ArgumentParser) -> None:
 
 def _import_model(parser: ArgumentParser) -> None:
     parser.add_argument("zip", metavar="FILE.zip", help="what nnssl_export_model wrote")
-    parser.add_argument("-name", metavar="DatasetXXX_Name", help="import it under this data set's name; default: its own")
+    parser.add_argument("-name", metavar="Dataset001_Name", help="import it under this data set's name; default: its own")
     parser.add_argument("--overwrite", action="store_true", help="replace a model that was imported before")
     _folders(parser, "results")
 

@@ -68,13 +68,24 @@ def _interpolated(values, index, steps, fractions, out):
         out[z] = s0 + u[z] * (s1 - s0)
 
 
+@numba.njit(fastmath=FAST, cache=True, error_model="numpy")
+def _sample_row(values, index, steps, fractions, live, fill, out):
+    """values (C, X, Y, Z) at a row of lattice positions into out (C, Z); fill (C,) outside, unless it is NaN."""
+    for c in range(out.shape[0]):
+        row = out[c]
+        _interpolated(values[c].reshape(-1), index, steps, fractions, row)
+        if not np.isnan(fill[c]):
+            for z in range(row.shape[0]):
+                row[z] = row[z] if live[z] else fill[c]
+
+
 @numba.njit(parallel=True, fastmath=FAST, cache=True, error_model="numpy")
 def sample_lattice(values, matrix, fill, out):
     """values (C, X, Y, Z) float32 at every cell of out (C, X', Y', Z') through matrix (3, 4) float32, cell of out -> of values.
 
     Linear; outside the outer faces fill (C,), or the nearest value where fill is NaN.
     """
-    channels, nx, ny, nz = out.shape
+    _, nx, ny, nz = out.shape
     limits = values.shape[1:]
     still = np.zeros(nz, np.float32)
     for x in numba.prange(nx):
@@ -82,12 +93,7 @@ def sample_lattice(values, matrix, fill, out):
         steps, fractions = np.empty((3, nz), np.int32), np.empty((3, nz), np.float32)
         for y in range(ny):
             lattice_positions((still, still, still), x, y, matrix, limits, index, steps, fractions, live)
-            for c in range(channels):
-                row = out[c, x, y]
-                _interpolated(values[c].reshape(-1), index, steps, fractions, row)
-                if not np.isnan(fill[c]):
-                    for z in range(nz):
-                        row[z] = row[z] if live[z] else fill[c]
+            _sample_row(values, index, steps, fractions, live, fill, out[:, x, y])
 
 
 @numba.njit(fastmath=FAST, cache=True, error_model="numpy")
@@ -103,7 +109,7 @@ def _displaced_row(vectors, linear, x, y, rows):
 @numba.njit(parallel=True, fastmath=FAST, cache=True, error_model="numpy")
 def warp_lattice(values, vectors, linear, matrix, fill, out):
     """As sample_lattice at cells displaced by linear @ vectors (3, X', Y', Z'), in cells of out."""
-    channels, nx, ny, nz = out.shape
+    _, nx, ny, nz = out.shape
     limits = values.shape[1:]
     for x in numba.prange(nx):
         index, live, rows = np.empty(nz, np.int32), np.empty(nz, np.int32), np.empty((3, nz), np.float32)
@@ -111,12 +117,7 @@ def warp_lattice(values, vectors, linear, matrix, fill, out):
         for y in range(ny):
             _displaced_row(vectors, linear, x, y, rows)
             lattice_positions((rows[0], rows[1], rows[2]), x, y, matrix, limits, index, steps, fractions, live)
-            for c in range(channels):
-                row = out[c, x, y]
-                _interpolated(values[c].reshape(-1), index, steps, fractions, row)
-                if not np.isnan(fill[c]):
-                    for z in range(nz):
-                        row[z] = row[z] if live[z] else fill[c]
+            _sample_row(values, index, steps, fractions, live, fill, out[:, x, y])
 
 
 @numba.njit(parallel=True, fastmath=FAST, cache=True, error_model="numpy")

@@ -69,7 +69,9 @@ def elastix():
         _, found = itk.elastix_registration_method(fixed, moving, parameter_object=parameters, log_to_console=False)
 
         def total():
-            itk.imwrite(itk.transformix_deformation_field(moving, found), str(folder / "total.mha"))
+            # without a folder of its own, transformix leaves deformationField.nii in the working one
+            field = itk.transformix_deformation_field(moving, found, output_directory=str(folder))
+            itk.imwrite(field, str(folder / "total.mha"))
             return read(folder / "total.mha")
 
         return total
