@@ -110,8 +110,8 @@ def _first_readable(folder: Path, names: Sequence[str]):
             return read_properties(folder, name)
         except (ValueError, OSError) as error:
             problem = error
-    raise ValueError(f"None of the {len(names)} cases in {folder} can be read, the last because {problem} Run nnssl_preprocess -d "
-                     f"{folder.parent.name} again; it makes them anew.")  # fmt: skip
+    raise ValueError(f"None of the {len(names)} cases in {folder} can be read, the last because {problem} Run "
+                     f"nnssl_preprocess -d {folder.parent.name} again; it makes them anew.")  # fmt: skip
 
 
 def _require_alike(first: StoredDataset, other: StoredDataset) -> None:
