@@ -6,16 +6,16 @@ summed over boxes, hold the distance of two pairs each, at two places. They are 
 
 import math
 
-import numba
 import numpy as np
 
-_FAST = {"contract", "reassoc", "nsz"}
-CHUNK = 24  # planes of voxels computed together by one core; the margin's planes are computed twice
+from nnssl_reg.geometry.threads import FAST, compiled, on_threads
+
+CHUNK = 24  # planes of voxels computed together; the margin's planes are computed twice
 _LOG2_E, _LN_2 = np.float32(1 / math.log(2)), np.float32(math.log(2))
 _one = np.float32(1)
 
 
-@numba.njit(fastmath=_FAST, cache=True, error_model="numpy")
+@compiled(fastmath=FAST)
 def _boxed_plane(padded, x, shift, starts, radius, row, out):
     """Sums over boxes in y and z of the squared differences of a plane and the image shifted, out (Y', Z').
 
@@ -37,7 +37,7 @@ def _boxed_plane(padded, x, shift, starts, radius, row, out):
                     line[z] += shifted[z]
 
 
-@numba.njit(fastmath=_FAST, cache=True, error_model="numpy")
+@compiled(fastmath=FAST)
 def _next_plane(padded, x, shifts, radius, dilation, row, boxed, sums):
     """Sums over whole boxes around plane x - radius, from those in y and z of the last planes; of all shifts.
 
@@ -48,15 +48,15 @@ def _next_plane(padded, x, shifts, radius, dilation, row, boxed, sums):
         starts = (margin - radius - max(0, shifts[s, 1]), margin - radius - max(0, shifts[s, 2]))
         _boxed_plane(padded, x + margin, shifts[s], starts, radius, row, boxed[s, (x + margin) % width])
         total = sums[s, (x - radius + margin) % (dilation + 1)]
-        total[:] = boxed[s, 0]
-        for other in range(1, width):
+        total[:] = 0
+        for other in range(width):
             plane = boxed[s, other]
             for y in range(total.shape[0]):
                 for z in range(total.shape[1]):
                     total[y, z] += plane[y, z]
 
 
-@numba.njit(fastmath=_FAST, cache=True, error_model="numpy")
+@compiled(fastmath=FAST)
 def _contrast(sums, x, y, places, margin, scale, distances, least, variance):
     """Distances (12, Z) of row (x, y) less their least, and the mean of that over the pairs.
 
@@ -71,8 +71,8 @@ def _contrast(sums, x, y, places, margin, scale, distances, least, variance):
         for z in range(length):
             row[z] = values[z]
             variance[z] += values[z]
-    least[:] = distances[0]
-    for k in range(1, count):
+    least[:] = np.inf
+    for k in range(count):
         row = distances[k]
         for z in range(length):
             least[z] = min(least[z], row[z])
@@ -80,29 +80,27 @@ def _contrast(sums, x, y, places, margin, scale, distances, least, variance):
         variance[z] = (variance[z] / count - least[z]) * scale
 
 
-@numba.njit(parallel=True, fastmath=_FAST, cache=True, error_model="numpy")
-def _mean_variance(padded, shape, shifts, places, radius, dilation):
-    """Mean over all voxels of the mean over the pairs of D - min D."""
-    chunks, margin = (shape[0] + CHUNK - 1) // CHUNK, radius + dilation
-    totals = np.zeros(chunks)
-    for chunk in numba.prange(chunks):
+@compiled(fastmath=FAST)
+def _sum_variance(first, last, padded, shape, shifts, places, radius, dilation, totals):
+    """Sums over the voxels of each chunk of planes of the mean over the pairs of D - min D, added to totals."""
+    margin = radius + dilation
+    for chunk in range(first, last):
         boxed = np.empty((len(shifts), 2 * radius + 1, shape[1] + dilation, shape[2] + dilation), np.float32)
         sums = np.empty((len(shifts), dilation + 1, shape[1] + dilation, shape[2] + dilation), np.float32)
         row, distances = np.empty(shape[2] + dilation + 2 * radius, np.float32), np.empty((len(places), shape[2]), np.float32)
         least, variance = np.empty(shape[2], np.float32), np.empty(shape[2], np.float32)
         scale = np.float32(1 / (2 * radius + 1) ** 3)
-        first, last = chunk * CHUNK, min((chunk + 1) * CHUNK, shape[0])
-        for x in range(first - margin, last + radius):
+        start, stop = chunk * CHUNK, min((chunk + 1) * CHUNK, shape[0])
+        for x in range(start - margin, stop + radius):
             _next_plane(padded, x, shifts, radius, dilation, row, boxed, sums)
-            if x < first + radius:
+            if x < start + radius:
                 continue
             for y in range(shape[1]):
                 _contrast(sums, x - radius, y, places, margin, scale, distances, least, variance)
                 totals[chunk] += np.sum(variance)
-    return np.sum(totals) / (shape[0] * shape[1] * shape[2])
 
 
-@numba.njit(fastmath=_FAST, cache=True, error_model="numpy")
+@compiled(fastmath=FAST)
 def _add_exponentials(distances, least, rate, fraction, exponent, out):
     """Add exp((distance - least) * rate), rate <= 0, to out (12, Z): 2^n from the bits of a float, the rest by its series."""
     power = exponent.view(np.float32)
@@ -120,24 +118,26 @@ def _add_exponentials(distances, least, rate, fraction, exponent, out):
             line[z] += fraction[z] * power[z]
 
 
-@numba.njit(parallel=True, fastmath=_FAST, cache=True, error_model="numpy")
-def _features(padded, shifts, places, radius, dilation, low, high, extra, stride, out):
-    """exp(-D / V) averaged over cells of `stride` voxels into out (12, X', Y', Z'); V kept within low..high, plus extra."""
+@compiled(fastmath=FAST)
+def _features(first, last, padded, shifts, places, radius, dilation, low, high, extra, stride, per_chunk, out):
+    """exp(-D / V) averaged over cells of `stride` voxels into out (12, X', Y', Z'); V kept within low..high, plus extra.
+
+    first, last: of the chunks, each per_chunk planes of cells.
+    """
     count, cells, margin = out.shape[0], out.shape[1:], radius + dilation
     rows, length = cells[1] * stride[1], cells[2] * stride[2]
-    per_chunk = (CHUNK + stride[0] - 1) // stride[0]
     scale, share = np.float32(1 / (2 * radius + 1) ** 3), np.float32(1 / (stride[0] * stride[1] * stride[2]))
-    for chunk in numba.prange((cells[0] + per_chunk - 1) // per_chunk):
+    for chunk in range(first, last):
         boxed = np.empty((len(shifts), 2 * radius + 1, rows + dilation, length + dilation), np.float32)
         sums = np.empty((len(shifts), dilation + 1, rows + dilation, length + dilation), np.float32)
         row, distances = np.empty(length + dilation + 2 * radius, np.float32), np.empty((count, length), np.float32)
         least, variance, fraction = np.empty(length, np.float32), np.empty(length, np.float32), np.empty(length, np.float32)
         exponent, along = np.empty(length, np.int32), np.empty((cells[1], count, length), np.float32)
-        first, last = chunk * per_chunk * stride[0], min((chunk + 1) * per_chunk, cells[0]) * stride[0]
-        for x in range(first - margin, last + radius):
+        start, stop = chunk * per_chunk * stride[0], min((chunk + 1) * per_chunk, cells[0]) * stride[0]
+        for x in range(start - margin, stop + radius):
             _next_plane(padded, x, shifts, radius, dilation, row, boxed, sums)
             here = x - radius
-            if here < first:
+            if here < start:
                 continue
             if here % stride[0] == 0:
                 along[:] = 0
@@ -150,7 +150,7 @@ def _features(padded, shifts, places, radius, dilation, low, high, extra, stride
                 _pool(along, share, stride[2], out[:, here // stride[0]])
 
 
-@numba.njit(fastmath=_FAST, cache=True, error_model="numpy")
+@compiled(fastmath=FAST)
 def _pool(along, share, stride, out):
     """Sums of runs of `stride` along the last axis of (Y', 12, Z) times share, into out (12, Y', Z')."""
     for j in range(along.shape[0]):
@@ -180,10 +180,14 @@ def mind_cells(image: np.ndarray, pairs, radius: int, dilation: int, noise: floa
     """What mind.mind_ssc computes, averaged over cells: image (X, Y, Z) float32 -> (12, X', Y', Z') float32."""
     padded = np.pad(image, radius + dilation, mode="edge")
     shifts, places = _shifts_and_places(pairs, dilation)
-    mean = float(_mean_variance(padded, image.shape, shifts, places, radius, dilation))
+    totals = np.zeros(math.ceil(image.shape[0] / CHUNK))
+    on_threads(_sum_variance, len(totals), padded, image.shape, shifts, places, radius, dilation, totals)
+    mean = float(totals.sum() / math.prod(image.shape))
     low, high = max(mean * 1e-3, float(np.finfo(np.float32).tiny)), max(mean * 1e3, 1e-30)
     out = np.empty((len(pairs), *(n // s for n, s in zip(image.shape, stride))), np.float32)
     if math.prod(out.shape):
         limits = (np.float32(v) for v in (low, high, noise * mean))
-        _features(padded, shifts, places, radius, dilation, *limits, tuple(stride), out)
+        per_chunk = math.ceil(CHUNK / stride[0])
+        chunks = math.ceil(out.shape[1] / per_chunk)
+        on_threads(_features, chunks, padded, shifts, places, radius, dilation, *limits, tuple(stride), per_chunk, out)
     return out

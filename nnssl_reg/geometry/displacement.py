@@ -9,6 +9,7 @@ from nnssl_reg.geometry.grid import Grid
 from nnssl_reg.geometry.image import Image
 from nnssl_reg.geometry.lattice_cpu import invert_lattice, jacobian_lattice
 from nnssl_reg.geometry.sampling import sample_displaced, sample_grid, sample_points, slabs, to_voxels, warp_nearest
+from nnssl_reg.geometry.threads import on_threads
 
 _INVERTED_MM = 1e-3  # an inverse that misses by less is done; float32 positions are good to some 1e-4
 
@@ -64,7 +65,8 @@ class DisplacementField:
         if vectors.device.type == "cpu":
             to_index = np.linalg.inv(self.grid.affine)
             own, out = self.vectors_mm.contiguous().numpy(), vectors.numpy()
-            invert_lattice(own, to_index, np.array(grid.affine), self._way_back(), _INVERTED_MM / 10, iterations, out)
+            way, enough = (to_index, np.array(grid.affine), self._way_back()), _INVERTED_MM / 10
+            on_threads(invert_lattice, grid.shape[0], own, *way, enough, iterations, out)
             return DisplacementField(vectors, grid)
         for start, stop in slabs(grid.shape):
             points = grid.points_mm(start, stop, vectors.device)
@@ -122,7 +124,8 @@ class DisplacementField:
         linear = np.linalg.inv(self.grid.affine[:3, :3])
         out = torch.empty(self.grid.shape, dtype=self.vectors_mm.dtype, device=self.vectors_mm.device)
         if out.device.type == "cpu" and out.dtype == torch.float32:
-            jacobian_lattice(self.vectors_mm.contiguous().numpy(), linear.astype(np.float32), out.numpy())
+            own = self.vectors_mm.contiguous().numpy()
+            on_threads(jacobian_lattice, len(out), own, linear.astype(np.float32), out.numpy())
             return out
         to_index = torch.as_tensor(linear, dtype=self.vectors_mm.dtype, device=self.vectors_mm.device)
         for start, stop in slabs(self.grid.shape):

@@ -1,32 +1,31 @@
 """Convolution along one axis compiled for CPUs, in place."""
 
-import numba
 import numpy as np
 
-from nnssl_reg.geometry.lattice_cpu import FAST
+from nnssl_reg.geometry.threads import FAST, compiled, on_threads
 
 RUN = 1024  # values convolved together: a row of such runs stays in the second cache level
 
 
-@numba.njit(fastmath=FAST, cache=True, error_model="numpy")
+@compiled(fastmath=FAST)
 def mirrored(i, count):
     """The cell that stands at place i of a row of `count`, mirrored at the outer faces of its ends again and again."""
     i = i % (2 * count)
     return i if i < count else 2 * count - 1 - i
 
 
-@numba.njit(fastmath=FAST, cache=True, error_model="numpy")
+@compiled(fastmath=FAST)
 def _add_shifted(before, weight, out):
     for k in range(out.shape[0]):
         out[k] += weight * before[k]
 
 
-@numba.njit(parallel=True, fastmath=FAST, cache=True, error_model="numpy")
-def _convolve_middle(values, taps, mirror):
+@compiled(fastmath=FAST)
+def _convolve_middle(first, last, values, taps, mirror):
     """Convolve (A, N, B) along N."""
     outer, count, inner = values.shape
     half, runs = taps.shape[0] // 2, (inner + RUN - 1) // RUN
-    for job in numba.prange(outer * runs):
+    for job in range(first, last):
         a, start = job // runs, (job % runs) * RUN
         stop = min(start + RUN, inner)
         before = values[a, :, start:stop].copy()
@@ -39,14 +38,15 @@ def _convolve_middle(values, taps, mirror):
                 _add_shifted(before[i], taps[t], row)
 
 
-@numba.njit(parallel=True, fastmath=FAST, cache=True, error_model="numpy")
-def _convolve_last(values, taps, mirror):
+@compiled(fastmath=FAST)
+def _convolve_last(first, last, values, taps, mirror):
     """Convolve (A, N) along N."""
     outer, count = values.shape
     half = taps.shape[0] // 2
-    for a in numba.prange(outer):
+    for a in range(first, last):
         row, padded = values[a], np.empty(count + 2 * half, np.float32)
-        padded[half : half + count] = row
+        for n in range(count):
+            padded[half + n] = row[n]
         for i in range(half):
             padded[i] = row[mirrored(i - half, count)] if mirror else row[0]
             padded[half + count + i] = row[mirrored(count + i, count)] if mirror else row[count - 1]
@@ -63,6 +63,7 @@ def convolve(values: np.ndarray, axis: int, taps: np.ndarray, mirror: bool) -> N
     outer, count = int(np.prod(values.shape[:axis])), values.shape[axis]
     inner = int(np.prod(values.shape[axis + 1 :]))
     if inner == 1:
-        _convolve_last(values.reshape(outer, count), taps, mirror)
+        on_threads(_convolve_last, outer, values.reshape(outer, count), taps, mirror)
     else:
-        _convolve_middle(values.reshape(outer, count, inner), taps, mirror)
+        jobs = outer * ((inner + RUN - 1) // RUN)
+        on_threads(_convolve_middle, jobs, values.reshape(outer, count, inner), taps, mirror)

@@ -1,15 +1,14 @@
 """Linear interpolation on lattices compiled for CPUs: where rows of cells lead, and whole arrays through an affine map."""
 
-import numba
 import numpy as np
 
-# contract lets a multiply and an add fuse, reassoc lets sums use vectors; NaN keeps its meaning
-FAST = {"contract", "reassoc", "nsz"}
+from nnssl_reg.geometry.threads import FAST, compiled
+
 _at = np.uint64  # an unsigned index needs no check for being negative, without which loops become vectors
 _zero = np.float32(0)
 
 
-@numba.njit(fastmath=FAST, cache=True, error_model="numpy")
+@compiled(fastmath=FAST)
 def lattice_positions(rows, x, y, matrix, limits, index, steps, fractions, live):
     """Where the cells (x, y, 0...) displaced by rows lead on another lattice: the cell at or below, steps on, and fractions.
 
@@ -51,7 +50,7 @@ def lattice_positions(rows, x, y, matrix, limits, index, steps, fractions, live)
         si[z], sj[z], sk[z] = n1 * n2 if i + one < n0 else none, n2 if j + one < n1 else none, one if k + one < n2 else none
 
 
-@numba.njit(fastmath=FAST, cache=True, error_model="numpy")
+@compiled(fastmath=FAST)
 def _interpolated(values, index, steps, fractions, out):
     """values (X * Y * Z) at a row of lattice positions."""
     u, v, w = fractions[0], fractions[1], fractions[2]
@@ -68,7 +67,7 @@ def _interpolated(values, index, steps, fractions, out):
         out[z] = s0 + u[z] * (s1 - s0)
 
 
-@numba.njit(fastmath=FAST, cache=True, error_model="numpy")
+@compiled(fastmath=FAST)
 def _sample_row(values, index, steps, fractions, live, fill, out):
     """values (C, X, Y, Z) at a row of lattice positions into out (C, Z); fill (C,) outside, unless it is NaN."""
     for c in range(out.shape[0]):
@@ -79,8 +78,8 @@ def _sample_row(values, index, steps, fractions, live, fill, out):
                 row[z] = row[z] if live[z] else fill[c]
 
 
-@numba.njit(parallel=True, fastmath=FAST, cache=True, error_model="numpy")
-def sample_lattice(values, matrix, fill, out):
+@compiled(fastmath=FAST)
+def sample_lattice(first, last, values, matrix, fill, out):
     """values (C, X, Y, Z) float32 at every cell of out (C, X', Y', Z') through matrix (3, 4) float32, cell of out -> of values.
 
     Linear; outside the outer faces fill (C,), or the nearest value where fill is NaN.
@@ -88,7 +87,7 @@ def sample_lattice(values, matrix, fill, out):
     _, nx, ny, nz = out.shape
     limits = values.shape[1:]
     still = np.zeros(nz, np.float32)
-    for x in numba.prange(nx):
+    for x in range(first, last):
         index, live = np.empty(nz, np.int32), np.empty(nz, np.int32)
         steps, fractions = np.empty((3, nz), np.int32), np.empty((3, nz), np.float32)
         for y in range(ny):
@@ -96,7 +95,7 @@ def sample_lattice(values, matrix, fill, out):
             _sample_row(values, index, steps, fractions, live, fill, out[:, x, y])
 
 
-@numba.njit(fastmath=FAST, cache=True, error_model="numpy")
+@compiled(fastmath=FAST)
 def _displaced_row(vectors, linear, x, y, rows):
     """The row (x, y) of vectors (3, X, Y, Z) through linear (3, 3) float32."""
     v0, v1, v2 = vectors[0, x, y], vectors[1, x, y], vectors[2, x, y]
@@ -106,12 +105,12 @@ def _displaced_row(vectors, linear, x, y, rows):
             row[z] = l0 * v0[z] + l1 * v1[z] + l2 * v2[z]
 
 
-@numba.njit(parallel=True, fastmath=FAST, cache=True, error_model="numpy")
-def warp_lattice(values, vectors, linear, matrix, fill, out):
+@compiled(fastmath=FAST)
+def warp_lattice(first, last, values, vectors, linear, matrix, fill, out):
     """As sample_lattice at cells displaced by linear @ vectors (3, X', Y', Z'), in cells of out."""
     _, nx, ny, nz = out.shape
     limits = values.shape[1:]
-    for x in numba.prange(nx):
+    for x in range(first, last):
         index, live, rows = np.empty(nz, np.int32), np.empty(nz, np.int32), np.empty((3, nz), np.float32)
         steps, fractions = np.empty((3, nz), np.int32), np.empty((3, nz), np.float32)
         for y in range(ny):
@@ -120,12 +119,12 @@ def warp_lattice(values, vectors, linear, matrix, fill, out):
             _sample_row(values, index, steps, fractions, live, fill, out[:, x, y])
 
 
-@numba.njit(parallel=True, fastmath=FAST, cache=True, error_model="numpy")
-def warp_lattice_nearest(labels, vectors, linear, matrix, fill, out):
+@compiled(fastmath=FAST)
+def warp_lattice_nearest(first, last, labels, vectors, linear, matrix, fill, out):
     """As warp_lattice for integers of any type (X, Y, Z): the value of the nearest cell, fill outside the outer faces."""
     nx, ny, nz = out.shape
     flat = labels.reshape(-1)
-    for x in numba.prange(nx):
+    for x in range(first, last):
         index, live, rows = np.empty(nz, np.int32), np.empty(nz, np.int32), np.empty((3, nz), np.float32)
         steps, fractions = np.empty((3, nz), np.int32), np.empty((3, nz), np.float32)
         for y in range(ny):
@@ -138,7 +137,7 @@ def warp_lattice_nearest(labels, vectors, linear, matrix, fill, out):
                 out[x, y, z] = flat[cell] if live[z] else fill
 
 
-@numba.njit(cache=True, error_model="numpy")
+@compiled()
 def _vector_at(vectors, to_index, x, y, z):
     """A field (3, X, Y, Z) at the world point (x, y, z), linearly; to_index (3, 4): world -> cell. The edge value outside."""
     _, n0, n1, n2 = vectors.shape
@@ -158,15 +157,15 @@ def _vector_at(vectors, to_index, x, y, z):
     return found[0], found[1], found[2]
 
 
-@numba.njit(parallel=True, cache=True, error_model="numpy")
-def invert_lattice(vectors, to_index, affine, back, enough, iterations, out):
+@compiled()
+def invert_lattice(first, last, vectors, to_index, affine, back, enough, iterations, out):
     """The field out (3, X', Y', Z') on the grid of affine (4, 4) that leads back what vectors (3, X, Y, Z) lead, all in mm.
 
     to_index (4, 4): world -> cell of vectors; back (4, 4): the inverse of the field's affine part, from which the search
     starts and by which it steps until it misses by less than `enough` mm along each axis; steps that overshoot are halved.
     """
     _, nx, ny, nz = out.shape
-    for x in numba.prange(nx):
+    for x in range(first, last):
         for y in range(ny):
             for z in range(nz):
                 p0 = affine[0, 0] * x + affine[0, 1] * y + affine[0, 2] * z + affine[0, 3]
@@ -193,11 +192,11 @@ def invert_lattice(vectors, to_index, affine, back, enough, iterations, out):
                 out[0, x, y, z], out[1, x, y, z], out[2, x, y, z] = g0 - p0, g1 - p1, g2 - p2
 
 
-@numba.njit(parallel=True, fastmath=FAST, cache=True, error_model="numpy")
-def jacobian_lattice(vectors, linear, out):
+@compiled(fastmath=FAST)
+def jacobian_lattice(first, last, vectors, linear, out):
     """Determinant of 1 + linear @ d vectors / d cell, central differences, one-sided at the ends; linear: mm -> cells."""
     _, nx, ny, nz = vectors.shape
-    for x in numba.prange(nx):
+    for x in range(first, last):
         m, slopes = (
             np.empty((3, 3), np.float32),
             np.empty((3, 3, nz), np.float32),

@@ -10,6 +10,7 @@ from nnssl_reg.geometry.filters_cpu import convolve
 from nnssl_reg.geometry.grid import Grid
 from nnssl_reg.geometry.image import Image
 from nnssl_reg.geometry.lattice_cpu import sample_lattice, warp_lattice, warp_lattice_nearest
+from nnssl_reg.geometry.threads import on_threads
 
 _MODES = {"linear": "bilinear", "nearest": "nearest"}  # torch says bilinear for trilinear too
 
@@ -54,7 +55,7 @@ def sample_grid(values: torch.Tensor, grid: Grid, target: Grid, fill: float | No
     if values.device.type == "cpu" and values.dtype == torch.float32:
         matrix = (np.linalg.inv(grid.affine) @ target.affine)[:3].astype(np.float32)
         fills = np.full(len(out), np.nan if fill is None else fill, np.float32)
-        sample_lattice(values.contiguous().numpy(), matrix, fills, out.numpy())
+        on_threads(sample_lattice, out.shape[1], values.contiguous().numpy(), matrix, fills, out.numpy())
         return out
     for start, stop in slabs(target.shape):
         out[:, start:stop] = sample_points(values, grid, target.points_mm(start, stop, values.device), fill=fill)
@@ -68,7 +69,9 @@ def sample_displaced(values: torch.Tensor, grid: Grid, vectors_mm: torch.Tensor,
     if values.device.type == "cpu" and values.dtype == vectors_mm.dtype == torch.float32:
         fills = np.full(len(out), np.nan if fill is None else fill, np.float32)
         maps = _linear_and_matrix(target, grid)
-        warp_lattice(values.contiguous().numpy(), vectors_mm.contiguous().numpy(), *maps, fills, out.numpy())
+        on_threads(
+            warp_lattice, out.shape[1], values.contiguous().numpy(), vectors_mm.contiguous().numpy(), *maps, fills, out.numpy()
+        )
         return out
     for start, stop in slabs(target.shape):
         points = target.points_mm(start, stop, values.device) + vectors_mm[:, start:stop]
@@ -81,7 +84,8 @@ def warp_nearest(labels: np.ndarray, grid: Grid, vectors_mm: torch.Tensor, targe
     out = np.empty((1, *target.shape), dtype=labels.dtype)
     if vectors_mm.device.type == "cpu" and vectors_mm.dtype == torch.float32:
         vectors, fill = vectors_mm.contiguous().numpy(), labels.dtype.type(fill)
-        warp_lattice_nearest(np.ascontiguousarray(labels[0]), vectors, *_linear_and_matrix(target, grid), fill, out[0])
+        values, maps = np.ascontiguousarray(labels[0]), _linear_and_matrix(target, grid)
+        on_threads(warp_lattice_nearest, target.shape[0], values, vectors, *maps, fill, out[0])
         return out
     for start, stop in slabs(target.shape):
         points = target.points_mm(start, stop, vectors_mm.device) + vectors_mm[:, start:stop]

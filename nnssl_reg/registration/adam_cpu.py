@@ -1,17 +1,17 @@
 """The Adam step compiled for CPUs: gradient of the energy, box smoothing and update, each in one sweep over the field."""
 
-import numba
 import numpy as np
 
 from nnssl_reg.geometry.filters_cpu import mirrored
-from nnssl_reg.geometry.lattice_cpu import FAST, lattice_positions
+from nnssl_reg.geometry.lattice_cpu import lattice_positions
+from nnssl_reg.geometry.threads import FAST, compiled
 
-CHUNK = 16  # planes smoothed together by one core; the planes of the filter's halo are computed twice
+CHUNK = 16  # planes smoothed together; the planes of the filter's halo are computed twice
 _at = np.uint64  # an unsigned index needs no check for being negative, without which loops become vectors
 _zero = np.float32(0)
 
 
-@numba.njit(fastmath=FAST, cache=True, error_model="numpy")
+@compiled(fastmath=FAST)
 def silence(live, index, steps, fractions, counts, mask):
     """Set live to 0 where the fixed cell does not count (counts (Z), or none), or not all cells of the moving mask it needs."""
     for z in range(live.shape[0]):
@@ -30,7 +30,7 @@ def silence(live, index, steps, fractions, counts, mask):
                 live[z] = 0
 
 
-@numba.njit(fastmath=FAST, cache=True, error_model="numpy")
+@compiled(fastmath=FAST)
 def _cost_slopes(fixed, moving, index, steps, fractions, live, count, slopes):
     """Half the derivative of the squared difference by the moving position, slopes (3, Z), for a row of cells.
 
@@ -65,7 +65,7 @@ def _cost_slopes(fixed, moving, index, steps, fractions, live, count, slopes):
         s0s[z], s1s[z], s2s[z] = ga, gb, gc
 
 
-@numba.njit(fastmath=FAST, cache=True, error_model="numpy")
+@compiled(fastmath=FAST)
 def _row_gradient(field, c, x, y, slopes, pull, weights, out):
     """Derivative by component c of row (x, y): pull (3) times slopes (3, Z), and that of the diffusion energy, into out (Z).
 
@@ -86,12 +86,12 @@ def _row_gradient(field, c, x, y, slopes, pull, weights, out):
     out[nz - 1] += w2 * (here[nz - 1] - here[max(nz - 2, 0)])
 
 
-@numba.njit(parallel=True, fastmath=FAST, cache=True, error_model="numpy")
-def energy_gradient(fixed, moving, limits, field, matrix, weights, unit, counts, mask, channels, gradient):
+@compiled(fastmath=FAST)
+def energy_gradient(first, last, fixed, moving, limits, field, matrix, weights, unit, counts, mask, channels, gradient):
     """See kernels_torch.energy_gradient; fixed, moving, counts and mask are flat, the last two empty if there are none."""
     _, nx, ny, nz = field.shape
     pull = np.float32(2) * unit * unit * matrix[:, :3]
-    for x in numba.prange(nx):
+    for x in range(first, last):
         index, live, slopes = np.empty(nz, np.int32), np.empty(nz, np.int32), np.empty((3, nz), np.float32)
         steps, fractions = np.empty((3, nz), np.int32), np.empty((3, nz), np.float32)
         for y in range(ny):
@@ -106,14 +106,15 @@ def energy_gradient(fixed, moving, limits, field, matrix, weights, unit, counts,
                 _row_gradient(field, c, x, y, slopes, pull[:, c], weights, gradient[c, x, y])
 
 
-@numba.njit(fastmath=FAST, cache=True, error_model="numpy")
+@compiled(fastmath=FAST)
 def _smooth_plane(plane, taps, padded, rows, out):
     """Convolve a plane (Y, Z) along both axes with symmetric taps; padded (Z + taps - 1) and rows (Y, Z) are scratch."""
     ny, nz = plane.shape
     half = taps.shape[0] // 2
     for y in range(ny):
         row, values = rows[y], plane[y]
-        padded[half : half + nz] = values
+        for z in range(nz):
+            padded[half + z] = values[z]
         for i in range(half):
             padded[i], padded[half + nz + i] = values[mirrored(i - half, nz)], values[mirrored(nz + i, nz)]
         row[:] = 0
@@ -130,7 +131,7 @@ def _smooth_plane(plane, taps, padded, rows, out):
                 target[z] += weight * other[z]
 
 
-@numba.njit(fastmath=FAST, cache=True, error_model="numpy")
+@compiled(fastmath=FAST)
 def _sum_planes(ring, first, taps, out):
     """Sum of the planes of a ring (T, Y * Z), the `first` one weighted by taps[0]."""
     out[:] = 0
@@ -140,7 +141,7 @@ def _sum_planes(ring, first, taps, out):
             out[i] += weight * plane[i]
 
 
-@numba.njit(fastmath=FAST, cache=True, error_model="numpy")
+@compiled(fastmath=FAST)
 def _adam(parameter, gradient, first, second, rate, correction1, correction2):
     """One Adam step in place on flat arrays."""
     for i in range(parameter.shape[0]):
@@ -151,16 +152,16 @@ def _adam(parameter, gradient, first, second, rate, correction1, correction2):
         parameter[i] -= rate * (m / correction1) / (np.sqrt(v / correction2) + np.float32(1e-8))
 
 
-@numba.njit(parallel=True, fastmath=FAST, cache=True, error_model="numpy")
-def smooth_sweep(values, taps, out, moments, adam):
-    """Convolve (K, X, Y, Z) along its axes with symmetric taps, mirrored at the outer faces.
+@compiled(fastmath=FAST)
+def smooth_sweep(first, last, values, taps, out, moments, adam):
+    """Convolve (K, X, Y, Z) along its axes with symmetric taps, mirrored at the outer faces; K * chunks jobs.
 
     adam: empty, and out becomes the result; or (rate, 1 - beta1^t, 1 - beta2^t), and the result is the gradient of an Adam step
     of out, with moments (2, K, X, Y, Z).
     """
-    channels, nx, ny, nz = values.shape
+    _, nx, ny, nz = values.shape
     half, chunks = taps.shape[0] // 2, (nx + CHUNK - 1) // CHUNK
-    for job in numba.prange(channels * chunks):
+    for job in range(first, last):
         c, start = job // chunks, (job % chunks) * CHUNK
         ring, rows = np.empty((taps.shape[0], ny, nz), np.float32), np.empty((ny, nz), np.float32)
         padded, plane = np.empty(nz + 2 * half, np.float32), np.empty(ny * nz, np.float32)
@@ -175,5 +176,5 @@ def smooth_sweep(values, taps, out, moments, adam):
                 _sum_planes(flat, done - start, taps, target)
             else:
                 _sum_planes(flat, done - start, taps, plane)
-                first, second = moments[0, c, done].reshape(ny * nz), moments[1, c, done].reshape(ny * nz)
-                _adam(target, plane, first, second, adam[0], adam[1], adam[2])
+                mean, square = moments[0, c, done].reshape(ny * nz), moments[1, c, done].reshape(ny * nz)
+                _adam(target, plane, mean, square, adam[0], adam[1], adam[2])

@@ -2,11 +2,11 @@
 
 import math
 
-import numba
 import numpy as np
 import torch
 
 from nnssl_reg.geometry.filters_cpu import convolve
+from nnssl_reg.geometry.threads import compiled, on_threads
 from nnssl_reg.registration import adam_cpu, search_cpu
 from nnssl_reg.registration.cells import Cells
 from nnssl_reg.registration.kernels_torch import displacements
@@ -24,14 +24,16 @@ def packed(values, middle, unit: float, mask) -> torch.Tensor:
     """See kernels_torch.packed; 16-bit integers."""
     out = torch.empty(*values.shape[1:], values.shape[0], dtype=torch.int16)
     mask = _NO_MASK.reshape(0, 0, 0) if mask is None else mask.numpy()
-    _pack(values.contiguous().numpy(), middle.numpy(), np.float32(1 / unit), mask, out.numpy())
+    on_threads(
+        _pack, values.shape[1], values.contiguous().numpy(), middle.numpy(), np.float32(1 / unit), mask, out.numpy()
+    )  # fmt: skip
     return out
 
 
-@numba.njit(parallel=True, cache=True, error_model="numpy")
-def _pack(values, middle, factor, mask, out):
+@compiled()
+def _pack(first, last, values, middle, factor, mask, out):
     channels, nx, ny, nz = values.shape
-    for x in numba.prange(nx):
+    for x in range(first, last):
         for y in range(ny):
             for c in range(channels):
                 row, target = values[c, x, y], out[x, y]
@@ -43,7 +45,8 @@ def _pack(values, middle, factor, mask, out):
 def energy_gradient(fixed: Cells, moving: Cells, field, matrix, weights) -> torch.Tensor:
     """See kernels_torch.energy_gradient."""
     out = torch.empty_like(field)
-    adam_cpu.energy_gradient(
+    on_threads(
+        adam_cpu.energy_gradient, field.shape[1],
         fixed.values.view(-1).numpy(), moving.values.view(-1).numpy(), moving.shape, field.numpy(), matrix.astype(np.float32),
         weights.numpy(), np.float32(fixed.unit), _flat(fixed.mask), _flat(moving.mask), fixed.values.shape[3], out.numpy(),
     )  # fmt: skip
@@ -53,21 +56,22 @@ def energy_gradient(fixed: Cells, moving: Cells, field, matrix, weights) -> torc
 def smooth(values, passes: int) -> torch.Tensor:
     """See kernels_torch.smooth."""
     out = torch.empty_like(values, memory_format=torch.contiguous_format)
-    adam_cpu.smooth_sweep(values.contiguous().numpy(), _taps(passes), out.numpy(), _NO_MOMENTS, _NO_ADAM)
+    _smooth_sweep(values.contiguous().numpy(), passes, out.numpy(), _NO_MOMENTS, _NO_ADAM)
     return out
 
 
 def smooth_adam_step(parameter, gradient, moments, passes: int, rate: float, step: int) -> None:
     """See kernels_torch.smooth_adam_step."""
     adam = np.array([rate, 1 - 0.9**step, 1 - 0.999**step], np.float32)
-    adam_cpu.smooth_sweep(gradient.numpy(), _taps(passes), parameter.numpy(), moments.numpy(), adam)
+    _smooth_sweep(gradient.numpy(), passes, parameter.numpy(), moments.numpy(), adam)
 
 
 def block_means(cells: Cells, matrix, field, factor, radius) -> tuple[torch.Tensor, torch.Tensor]:
     """See kernels_torch.block_means."""
     shape = [math.ceil(n / f) + 2 * r for n, f, r in zip(field.shape[1:], factor, radius)]
     means, valid = torch.empty(*shape, cells.values.shape[3]), torch.empty(*shape, dtype=torch.bool)
-    search_cpu.block_means(
+    on_threads(
+        search_cpu.block_means, shape[0],
         cells.values.view(-1).numpy(), cells.shape, field.contiguous().numpy(), matrix.astype(np.float32),
         np.float32(cells.unit), _flat(cells.mask), tuple(factor), tuple(radius), cells.values.shape[3], means.numpy(),
         valid.numpy(),
@@ -82,7 +86,7 @@ def cost_volume(fixed, moving, valid, counts, radius, passes: int) -> torch.Tens
     offsets = steps @ torch.tensor([moving.shape[1] * moving.shape[2], moving.shape[2], 1])
     candidates = len(offsets)
     out = torch.empty(nx, ny, nz, candidates)
-    search_cpu.cost_volume(*(t.numpy() for t in (fixed, moving, valid, counts, offsets, out)))
+    on_threads(search_cpu.cost_volume, nx, *(t.numpy() for t in (fixed, moving, valid, counts, offsets, out)))
     for axis in range(3):
         convolve(out.numpy(), axis, _taps(passes), True)
     return out
@@ -91,10 +95,16 @@ def cost_volume(fixed, moving, valid, counts, radius, passes: int) -> torch.Tens
 def coupled_argmin(cost, displacements, field, weight: float) -> torch.Tensor:
     """See kernels_torch.coupled_argmin."""
     out = torch.empty_like(field)
-    search_cpu.coupled_argmin(
-        cost.numpy(), displacements.T.contiguous().numpy(), field.numpy(), np.float32(weight), out.numpy()
-    )
+    on_threads(
+        search_cpu.coupled_argmin, len(cost), cost.numpy(), displacements.T.contiguous().numpy(), field.numpy(),
+        np.float32(weight), out.numpy(),
+    )  # fmt: skip
     return out
+
+
+def _smooth_sweep(values: np.ndarray, passes: int, *rest) -> None:
+    chunks = math.ceil(values.shape[1] / adam_cpu.CHUNK)
+    on_threads(adam_cpu.smooth_sweep, len(values) * chunks, values, _taps(passes), *rest)
 
 
 _NO_MOMENTS, _NO_ADAM = np.empty((2, 0, 0, 0, 0), np.float32), np.empty(0, np.float32)

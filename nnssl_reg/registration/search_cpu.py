@@ -1,13 +1,13 @@
 """The dense search compiled for CPUs: block means of warped features, cost volume, and coupled argmin."""
 
-import numba
 import numpy as np
 
-from nnssl_reg.geometry.lattice_cpu import FAST, lattice_positions
+from nnssl_reg.geometry.lattice_cpu import lattice_positions
+from nnssl_reg.geometry.threads import FAST, compiled
 from nnssl_reg.registration.adam_cpu import silence
 
 
-@numba.njit(fastmath=FAST, cache=True, error_model="numpy")
+@compiled(fastmath=FAST)
 def _add_row(moving, index, steps, fractions, live, size, channels, sums, counts):
     """Add the features of a row of cells, and how many are live, to its blocks of `size`: sums (B, C), counts (B)."""
     for z in range(live.shape[0]):
@@ -26,15 +26,15 @@ def _add_row(moving, index, steps, fractions, live, size, channels, sums, counts
                         block[i] += weight * values[i]
 
 
-@numba.njit(parallel=True, fastmath=FAST, cache=True, error_model="numpy")
-def block_means(moving, limits, field, matrix, unit, mask, factor, radius, channels, out, valid):
+@compiled(fastmath=FAST)
+def block_means(first, last, moving, limits, field, matrix, unit, mask, factor, radius, channels, out, valid):
     """See kernels_torch.block_means; moving and mask are flat, the mask empty if there is none; out (X', Y', Z', C)."""
     _, nx, ny, nz = field.shape
     blocks_x, blocks_y, blocks_z, n = out.shape
     cells = factor[0] * factor[1] * factor[2]
     length, margin = blocks_z * factor[2], np.int32(radius[2] * factor[2])
     nothing = np.empty(0, np.bool_)
-    for bx in numba.prange(blocks_x):
+    for bx in range(first, last):
         index, live = np.empty(length, np.int32), np.empty(length, np.int32)
         steps, fractions = np.empty((3, length), np.int32), np.empty((3, length), np.float32)
         row, counts = np.empty((3, length), np.float32), np.empty(blocks_z, np.int64)
@@ -61,8 +61,8 @@ def block_means(moving, limits, field, matrix, unit, mask, factor, radius, chann
                     sums[bz, i] *= share
 
 
-@numba.njit(parallel=True, fastmath=FAST, cache=True, error_model="numpy")
-def cost_volume(fixed, moving, valid, counts, offsets, out):
+@compiled(fastmath=FAST)
+def cost_volume(first, last, fixed, moving, valid, counts, offsets, out):
     """See kernels_torch.cost_volume, without its smoothing; offsets (K): of the displacements in moving's flat cells.
 
     fixed (X, Y, Z, C), moving (X', Y', Z', C), out (X, Y, Z, K).
@@ -70,7 +70,7 @@ def cost_volume(fixed, moving, valid, counts, offsets, out):
     channels = fixed.shape[3]
     strides = (moving.shape[1] * moving.shape[2], moving.shape[2])
     values, known = moving.reshape(-1), valid.reshape(-1)
-    for x in numba.prange(fixed.shape[0]):
+    for x in range(first, last):
         for y in range(fixed.shape[1]):
             for z in range(fixed.shape[2]):
                 f, row = fixed[x, y, z], out[x, y, z]
@@ -95,12 +95,12 @@ def cost_volume(fixed, moving, valid, counts, offsets, out):
                         row[k] = mean
 
 
-@numba.njit(parallel=True, fastmath=FAST | {"nnan"}, cache=True, error_model="numpy")
-def coupled_argmin(cost, displacements, field, weight, out):
+@compiled(fastmath=FAST | {"nnan"})
+def coupled_argmin(first, last, cost, displacements, field, weight, out):
     """See kernels_torch.coupled_argmin: cost (X, Y, Z, K), displacements (3, K), field and out (3, X, Y, Z)."""
     count = cost.shape[3]
     d0, d1, d2 = displacements[0], displacements[1], displacements[2]
-    for x in numba.prange(cost.shape[0]):
+    for x in range(first, last):
         energy = np.empty(count, np.float32)
         for y in range(cost.shape[1]):
             for z in range(cost.shape[2]):
