@@ -48,8 +48,12 @@ def plane_grid(grid: Grid, view: View, centre) -> Grid:
 
 def values_on(plane: Grid, image: Image, view: View) -> np.ndarray:
     """An image of any grid on a plane: (C, across, up); outside it its minimum, 0 for labels."""
-    still = DisplacementField(torch.zeros(3, *plane.shape), plane)
-    return np.squeeze(still.warp(image).array, axis=1 + view.normal)
+    return np.squeeze(sampled_on(plane, image), axis=1 + view.normal)
+
+
+def sampled_on(grid: Grid, image: Image) -> np.ndarray:
+    """An image at the voxels of any other grid, (C, *shape), not smoothed; outside it its minimum, 0 for labels."""
+    return DisplacementField(torch.zeros(3, *grid.shape), grid).warp(image).array
 
 
 def height_over_width(grid: Grid, view: View) -> float:
