@@ -6,10 +6,12 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
 
 import numba
+import numpy as np
 import torch
 
 # contract lets a multiply and an add fuse, reassoc lets sums use vectors; NaN keeps its meaning
 FAST = {"contract", "reassoc", "nsz"}
+LEAST_BYTES = 2**18  # of arrays that are worth a second thread, which takes some 0.1 ms to hear of it
 SLABS = 4  # per thread, so that none waits long for another which was held up
 
 # kernels assign slices by loops: numba compiles a second for the error of each assignment whose shapes might differ
@@ -19,10 +21,12 @@ compiled = partial(numba.njit, nogil=True, cache=True, error_model="numpy")
 def on_threads(kernel: Callable, count: int, *arguments) -> None:
     """Call kernel(first, last, *arguments) for slabs that together make up range(count), on as many threads as torch uses.
 
+    Where the arrays among the arguments are small, one call on this thread does it.
+
     The kernel may write only what belongs to its slab, so that results do not depend on the threads.
     """
     threads = min(torch.get_num_threads(), count)
-    if threads <= 1:
+    if threads <= 1 or sum(a.nbytes for a in arguments if isinstance(a, np.ndarray)) < LEAST_BYTES:
         kernel(0, count, *arguments)
         return
     slabs = min(SLABS * threads, count)

@@ -11,6 +11,7 @@ from nnssl_reg.registration.convex_adam import blocks_and_radius, cell_to_cell, 
 from nnssl_reg.registration.coupled_convex import match_blocks
 
 MINIMUM_MATCHES = 16
+STILL_CELLS = 1.0  # a step that moves no corner of the fixed image further is the last
 SHAPE_PRIOR = 0.15  # share of what the stretches differ from each other (their logarithms) that a fit takes back
 
 
@@ -18,14 +19,15 @@ SHAPE_PRIOR = 0.15  # share of what the stretches differ from each other (their 
 def refine_affine(
     fixed: FeatureMap, moving: FeatureMap, start: AffineTransform, block_mm: float, radius_blocks: int, iterations: int
 ) -> AffineTransform:
-    """An affine transform fitted, by least trimmed squares, to block matches found around the current one; repeated."""
+    """An affine transform fitted, by least trimmed squares, to block matches found around the current one; repeated until it
+    stays or for so many iterations."""
     kernels = kernels_for(fixed.values.device)
     cells = comparable_cells(fixed, moving, (None, None), kernels)
     factor, radius = blocks_and_radius(fixed.grid.spacing_mm, fixed.grid.shape, block_mm, block_mm * radius_blocks)
     still = torch.zeros(3, *fixed.grid.shape, device=fixed.values.device)
     blocks = fixed.grid.coarsened(factor)
     points = blocks.points_mm().reshape(3, -1).T.double().numpy()
-    transform = start
+    transform, least_mm = start, min(fixed.grid.spacing_mm)
     for _ in range(iterations):
         matrix = cell_to_cell(fixed, moving, transform)
         step = match_blocks(*cells, matrix, still, factor, radius, kernels)
@@ -36,7 +38,10 @@ def refine_affine(
         )
         if keep.sum() < MINIMUM_MATCHES:
             break
-        transform = tempered(least_trimmed_squares(points[keep], moved[keep]).then(transform), points[keep].mean(axis=0))
+        last, corners = transform, fixed.grid.corners_mm()
+        transform = tempered(least_trimmed_squares(points[keep], moved[keep]).then(last), points[keep].mean(axis=0))
+        if np.linalg.norm(transform.apply(corners) - last.apply(corners), axis=1).max() < STILL_CELLS * least_mm:
+            break
     return transform
 
 

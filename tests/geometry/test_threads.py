@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from nnssl_reg.geometry.threads import compiled, on_threads
+from nnssl_reg.geometry.threads import LEAST_BYTES, compiled, on_threads
 
 
 @compiled()
@@ -26,50 +26,66 @@ def three_threads():
     torch.set_num_threads(before)
 
 
+LARGE = np.zeros(LEAST_BYTES, np.uint8)  # an argument that makes more than one thread worth while
+
+
+@compiled()
+def count_up_beside(first, last, out, large):
+    for i in range(first, last):
+        out[i] += i
+
+
 @pytest.mark.parametrize("count", [0, 1, 2, 11, 12, 13, 1000])
 def test_every_item_is_done_once(three_threads, count):
-    out = np.zeros(count)
-    on_threads(count_up, count, out)
-    assert np.array_equal(out, np.arange(count))
+    few, many = np.zeros(count), np.zeros(count)
+    on_threads(count_up, count, few)
+    on_threads(count_up_beside, count, many, LARGE)
+    assert np.array_equal(few, np.arange(count)) and np.array_equal(many, few)
+
+
+def test_little_work_stays_on_one_thread(three_threads):
+    calls = []
+    on_threads(lambda first, last, values: calls.append((first, last)), 12, LARGE[1:])
+    assert calls == [(0, 12)]
 
 
 def test_the_work_is_shared_by_as_many_threads_as_torch_uses(three_threads):
     meeting, seen = threading.Barrier(3, timeout=20), set()
 
-    def kernel(first, last):
+    def kernel(first, last, large):
         if threading.get_ident() not in seen:
             seen.add(threading.get_ident())
             meeting.wait()
 
-    on_threads(kernel, 12)
+    on_threads(kernel, 12, LARGE)
     assert len(seen) == 3
 
 
 def test_an_error_of_any_slab_is_raised(three_threads):
-    def kernel(first, last):
+    def kernel(first, last, large):
         if first <= 7 < last:
             raise ValueError("slab of 7")
 
     with pytest.raises(ValueError, match="slab of 7"):
-        on_threads(kernel, 12)
+        on_threads(kernel, 12, LARGE)
 
 
 def test_callers_at_one_time_do_not_mix(three_threads):
     outs = [np.zeros(500) for _ in range(8)]
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda out: on_threads(count_up, 500, out), outs))
+        list(pool.map(lambda out: on_threads(count_up_beside, 500, out, LARGE), outs))
     assert all(np.array_equal(out, np.arange(500)) for out in outs)
 
 
 def _sum_in_child(queue):
     out = np.zeros(100)
-    on_threads(count_up, 100, out)
+    on_threads(count_up_beside, 100, out, LARGE)
     queue.put(out.sum())
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no fork")
 def test_a_forked_process_has_threads_of_its_own(three_threads):
-    on_threads(count_up, 100, np.zeros(100))
+    on_threads(count_up_beside, 100, np.zeros(100), LARGE)
     context = multiprocessing.get_context("fork")
     queue = context.Queue()
     child = context.Process(target=_sum_in_child, args=(queue,))
