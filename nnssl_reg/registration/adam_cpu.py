@@ -6,7 +6,6 @@ from nnssl_reg.geometry.filters_cpu import mirrored
 from nnssl_reg.geometry.lattice_cpu import lattice_positions
 from nnssl_reg.geometry.threads import FAST, compiled
 
-CHUNK = 16  # planes smoothed together; the planes of the filter's halo are computed twice
 _at = np.uint64  # an unsigned index needs no check for being negative, without which loops become vectors
 _zero = np.float32(0)
 
@@ -153,20 +152,22 @@ def _adam(parameter, gradient, first, second, rate, correction1, correction2):
 
 
 @compiled(fastmath=FAST)
-def smooth_sweep(first, last, values, taps, out, moments, adam):
-    """Convolve (K, X, Y, Z) along its axes with symmetric taps, mirrored at the outer faces; K * chunks jobs.
+def smooth_sweep(first, last, values, taps, chunk, out, moments, adam):
+    """Convolve (K, X, Y, Z) along its axes with symmetric taps, mirrored at the outer faces.
+
+    first, last: of K times the chunks of planes; the planes of the filter's halo are computed twice.
 
     adam: empty, and out becomes the result; or (rate, 1 - beta1^t, 1 - beta2^t), and the result is the gradient of an Adam step
     of out, with moments (2, K, X, Y, Z).
     """
     _, nx, ny, nz = values.shape
-    half, chunks = taps.shape[0] // 2, (nx + CHUNK - 1) // CHUNK
+    half, chunks = taps.shape[0] // 2, (nx + chunk - 1) // chunk
     for job in range(first, last):
-        c, start = job // chunks, (job % chunks) * CHUNK
+        c, start = job // chunks, (job % chunks) * chunk
         ring, rows = np.empty((taps.shape[0], ny, nz), np.float32), np.empty((ny, nz), np.float32)
         padded, plane = np.empty(nz + 2 * half, np.float32), np.empty(ny * nz, np.float32)
         flat = ring.reshape(taps.shape[0], ny * nz)
-        for x in range(start - half, min(start + CHUNK, nx) + half):
+        for x in range(start - half, min(start + chunk, nx) + half):
             _smooth_plane(values[c, mirrored(x, nx)], taps, padded, rows, ring[(x - start + half) % taps.shape[0]])
             done = x - half
             if done < start:

@@ -12,6 +12,7 @@ from nnssl_reg.registration.cells import Cells
 from nnssl_reg.registration.kernels_torch import displacements
 
 LARGEST = 32767  # of a 16-bit integer
+LEAST_CHUNK = 16  # planes smoothed together
 _NO_MASK = np.empty(0, np.bool_)
 
 
@@ -103,8 +104,10 @@ def coupled_argmin(cost, displacements, field, weight: float) -> torch.Tensor:
 
 
 def _smooth_sweep(values: np.ndarray, passes: int, *rest) -> None:
-    chunks = math.ceil(values.shape[1] / adam_cpu.CHUNK)
-    on_threads(adam_cpu.smooth_sweep, len(values) * chunks, values, _taps(passes), *rest)
+    wanted = math.ceil(2 * torch.get_num_threads() / len(values))  # chunks of each component, so that all threads have some
+    chunk = max(LEAST_CHUNK, math.ceil(values.shape[1] / wanted))
+    jobs = len(values) * math.ceil(values.shape[1] / chunk)
+    on_threads(adam_cpu.smooth_sweep, jobs, values, _taps(passes), chunk, *rest)
 
 
 _NO_MOMENTS, _NO_ADAM = np.empty((2, 0, 0, 0, 0), np.float32), np.empty(0, np.float32)
