@@ -170,8 +170,9 @@ def opening(job: Job, args: Namespace) -> str:
 def told_groups(groups: Sequence[CaseGroup]) -> str:
     """How many cases of each group there are, and how many samples of hundred are theirs."""
     counts = slots([group.share for group in groups])
-    return ", ".join(f"{len(group.names)} of {group.folder.parent.name}, {100 * count / BLOCK:g} % of the crops"
-                     for group, count in zip(groups, counts))  # fmt: skip
+    of = [f"{group.modality} of {group.folder.parent.name}".strip() for group in groups]
+    return ", ".join(f"{len(group.names)} {name}, {100 * count / BLOCK:g} % of the crops"
+                     for group, name, count in zip(groups, of, counts))  # fmt: skip
 
 
 def devices(job: Job) -> str:

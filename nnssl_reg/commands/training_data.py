@@ -57,7 +57,7 @@ class TrainingData:
         sizes = {key: len(dataset.trained[key[1]]) for key, dataset in names.items()}
         weighted = None if weights is None else {d.name: w for d, w in zip(self.datasets, weights, strict=True)}
         shares = balanced_shares(sizes, balance, weighted)
-        return tuple(CaseGroup(d.folder, d.trained[key[1]], shares[key]) for key, d in names.items())
+        return tuple(CaseGroup(d.folder, d.trained[key[1]], shares[key], key[1]) for key, d in names.items())
 
 
 def read_training_data(roots: Sequence[Path], plans_name: str, configuration_name: str) -> TrainingData:

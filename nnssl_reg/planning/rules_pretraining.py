@@ -95,7 +95,7 @@ def loss_choices() -> dict[str, Choice]:
         "patch_weight": Choice(0.1, "with match_weight 1: the probe's recall was 15.3 % with weight 1, 17.1 % with a tenth"),
         "visible_weight": Choice(0.1, "as patch_weight"),
         "koleo_weight": Choice(0.1, "spreads class tokens, the published method's; with 0.01 they came to be the same"),
-        "match_weight": Choice(1.0, "the unit: to be found is what registration asks of a token; recall 10 % without, 15 % with"),
+        "match_weight": Choice(1.0, "the unit: to be found is what registration asks of a token; recall 15 %, else 10 %"),
         "match_temperature": Choice(0.07, "between 0.1 and 0.05, which gave recalls of 18.2 % and 19.2 %"),
     }  # fmt: skip
 

@@ -12,11 +12,12 @@ BLOCK = 200  # samples within which every group has its share
 
 @dataclass(frozen=True)
 class CaseGroup:
-    """Cases of one folder. share: of the samples, relative to the other groups'."""
+    """Cases of one folder. share: of the samples, relative to the other groups'; modality: of all of them, if it is one."""
 
     folder: Path
     names: tuple[str, ...]
     share: float = 1.0
+    modality: str = ""
 
 
 def case_of(groups: Sequence[CaseGroup], sample: int, seed: int) -> tuple[Path, int, CaseGroup]:
