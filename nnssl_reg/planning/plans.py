@@ -78,9 +78,6 @@ class PretrainingPlan:
     intensity_strength: float  # 0 switches intensity changes off, 1 is the published strength
     foreground_share: float  # share of crops centred on a foreground voxel
     workers: int
-    match_weight: float = 0.0  # of finding each token's own target among those of its image; 0: none
-    match_temperature: float = 0.1
-    jitter: float = 0.0  # how far the student's view is shifted, turned and stretched; 0: it is the teacher's, 1: the most
     gram_weight: float = 0.0  # of the Gram loss; 0: none
     gram_start_step: int = 0  # from here on tokens are held to the similarities that they have now
     modality_balance: float = 0.0  # 0: every case is seen equally often, 1: every modality

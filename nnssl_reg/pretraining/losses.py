@@ -1,4 +1,4 @@
-"""The losses, tensors in, one number out, as in DINO, iBOT, KoLeo, InfoNCE and SwAV."""
+"""The losses, tensors in, one number out, as in DINO, iBOT, KoLeo and SwAV."""
 
 import torch
 import torch.nn.functional as F
@@ -39,19 +39,6 @@ def gram(tokens: torch.Tensor, anchors: torch.Tensor) -> torch.Tensor:
     """
     ours, theirs = (F.normalize(t.float(), dim=-1, eps=1e-8) for t in (tokens, anchors))
     return (ours @ ours.transpose(1, 2) - theirs @ theirs.transpose(1, 2)).square().mean()
-
-
-def matching(tokens: torch.Tensor, targets: torch.Tensor, temperature: float, counts: torch.Tensor) -> torch.Tensor:
-    """Mean over images of the mean cross entropy of finding a token's own target among all of its image; InfoNCE.
-
-    tokens, targets: (B, n, D); counts: (B, n) bool, which tokens have a target.
-    By cosines over temperature (van den Oord et al. 2018; over the places of one image as in Pinheiro et al. 2020). ln n for
-    tokens that say nothing about their place.
-    """
-    ours, theirs = (F.normalize(t.float(), dim=-1, eps=1e-8) for t in (tokens, targets))
-    logits = ours @ theirs.transpose(1, 2) / temperature  # (B, n, n)
-    log_share = F.log_softmax(logits.masked_fill(~counts[:, None], -1e4), dim=-1).diagonal(dim1=1, dim2=2)  # (B, n)
-    return -((log_share * counts).sum(dim=1) / counts.sum(dim=1).clamp(min=1)).mean()
 
 
 @torch.no_grad()

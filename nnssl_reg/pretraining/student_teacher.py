@@ -3,16 +3,15 @@
 import copy
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from nnssl_reg.architectures.primus_encoder import Tokens, build_encoder
 from nnssl_reg.architectures.projection_head import ProjectionHead
-from nnssl_reg.geometry.sampling import resample_batch
 from nnssl_reg.planning.plans import NetworkPlan, PretrainingPlan
-from nnssl_reg.pretraining.losses import centred, cross_entropy, gram, koleo, matching, moved_centre, sinkhorn
+from nnssl_reg.pretraining.losses import centred, cross_entropy, gram, koleo, moved_centre, sinkhorn
 from nnssl_reg.pretraining.masking import choose_tokens
 from nnssl_reg.pretraining.processes import ALONE, Processes
 from nnssl_reg.pretraining.schedules import StepSettings
@@ -95,17 +94,8 @@ class StudentTeacher(nn.Module):
         targets = self.teacher_targets(views, chosen, settings.teacher_temperature)
         outputs = Outputs(*(student or self.student)(views.student, views.mask, chosen.index))
         terms = self.compare(targets, outputs, chosen, whole_samples(views.all_masks))
-        whole, tokens = whole_samples(views.mask), outputs.patch_features
-        if self.plan.match_weight > 0:
-            own, seen = targets.tokens.patch_tokens[whole], seen_by_the_teacher(views)[whole]
-            terms["match_loss"] = self.over_some(
-                views, tokens, generator,
-                lambda some: matching(tokens[:, some], own[:, some], self.plan.match_temperature, seen[:, some]),
-            )  # fmt: skip
-            terms["total"] = terms["total"] + self.plan.match_weight * terms["match_loss"]
         if settings.gram_weight > 0:
-            anchors = self.anchors(views, whole)
-            terms["gram_loss"] = self.over_some(views, tokens, generator, lambda some: gram(tokens[:, some], anchors[:, some]))
+            terms["gram_loss"] = self.gram_loss(views, outputs.patch_features, generator)
             terms["total"] = terms["total"] + settings.gram_weight * terms["gram_loss"]
         return terms, targets
 
@@ -121,7 +111,7 @@ class StudentTeacher(nn.Module):
     @torch.no_grad()
     def teacher_targets(self, views: Views, chosen: ChosenTokens, temperature: float) -> Targets:
         """The teacher sees whole images."""
-        tokens = where_the_student_looks(self.teacher.encoder(views.teacher), views)
+        tokens = self.teacher.encoder(views.teacher)
         class_logits = self.teacher.class_head(tokens.class_token)  # (B, K)
         patch_logits = self.teacher.patch_head(tokens.patch_tokens.flatten(0, 1)[chosen.index])  # (M + V, K)
         if self.plan.centering == "sinkhorn":
@@ -134,21 +124,17 @@ class StudentTeacher(nn.Module):
         self.class_centre.copy_(moved_centre(self.class_centre, class_logits, processes=self.processes))
         return Targets(class_targets, patch_targets, tokens)
 
-    @torch.no_grad()
-    def anchors(self, views: Views, whole: torch.Tensor) -> torch.Tensor:
-        """The patch tokens (U, N, D) of the unmasked samples that the Gram loss holds to."""
-        if not whole.any():
-            return views.teacher.new_zeros(0, 0, 0)
-        places = None if views.places is None else views.places[whole.cpu()]
-        own = replace(views, teacher=views.teacher[whole], places=places)
-        return where_the_student_looks(self.anchor_encoder(own.teacher), own).patch_tokens
-
-    def over_some(self, views: Views, tokens: torch.Tensor, generator: torch.Generator, loss: Callable) -> torch.Tensor:
-        """loss(places) of some places of the unmasked samples' patch tokens (U, N, D): this process's share of the mean."""
+    def gram_loss(self, views: Views, tokens: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """How far the similarities among some patch tokens of the unmasked samples are from those that the anchor sees."""
+        whole = whole_samples(views.mask)
         some = torch.randperm(tokens.shape[1], generator=generator, device=tokens.device)[: self.plan.loss_tokens]
-        share = whole_samples(views.mask).sum() / whole_samples(views.all_masks).sum().clamp(min=1)
-        value = loss(some) * share if len(tokens) else tokens.sum() * 0.0  # 0: this process has no whole sample
-        return self.processes.joined({"loss": value})["loss"]
+        loss = tokens.sum() * 0.0  # where this process has no whole sample
+        if whole.any():
+            with torch.no_grad():
+                anchors = self.anchor_encoder(views.teacher[whole]).patch_tokens
+            share = whole.sum() / whole_samples(views.all_masks).sum()
+            loss = gram(tokens[:, some], anchors[:, some]) * share
+        return self.processes.joined({"gram_loss": loss})["gram_loss"]
 
     def compare(self, targets: Targets, outputs: Outputs, chosen: ChosenTokens, whole: torch.Tensor) -> dict[str, torch.Tensor]:
         """The loss terms by name and their weighted sum, "total". whole: which samples of the whole batch are unmasked."""
@@ -183,27 +169,6 @@ class StudentTeacher(nn.Module):
     def log_prototypes(self) -> float:
         """ln K: the loss of a student that knows nothing."""
         return math.log(self.plan.prototypes)
-
-
-def where_the_student_looks(tokens: Tokens, views: Views) -> Tokens:
-    """The teacher's patch tokens, interpolated at the places of the student's."""
-    if views.places is None:
-        return tokens
-    shape, (count, _, width) = views.mask.shape[1:], tokens.patch_tokens.shape
-    lattice = tokens.patch_tokens.float().transpose(1, 2).reshape(count, width, *shape)
-    there = resample_batch(lattice, views.places, shape).flatten(2).transpose(1, 2)
-    return replace(tokens, patch_tokens=there.to(tokens.patch_tokens.dtype))
-
-
-def seen_by_the_teacher(views: Views) -> torch.Tensor:
-    """Which of the student's patch tokens lie within the teacher's view, (B, N) bool."""
-    count, *shape = views.mask.shape
-    if views.places is None:
-        return torch.ones(count, math.prod(shape), dtype=torch.bool, device=views.mask.device)
-    axes = [torch.arange(n, dtype=views.places.dtype) for n in shape]
-    index = torch.stack(torch.meshgrid(*axes, indexing="ij")).flatten(1)  # (3, N)
-    there, end = views.places[:, :, :3] @ index + views.places[:, :, 3:], torch.tensor(shape)[:, None] - 0.5
-    return ((there >= -0.5) & (there <= end)).all(dim=1).to(views.mask.device)
 
 
 def whole_samples(mask: torch.Tensor) -> torch.Tensor:

@@ -33,7 +33,7 @@ PRETRAINING = replace(
     gradient_clip=3.0, teacher_momentum=0.9, final_teacher_momentum=0.99, student_temperature=0.1, teacher_temperature=0.04,
     final_teacher_temperature=0.07, teacher_temperature_steps=2, centering="sinkhorn", mask_ratio=(0.4, 0.6), loss_tokens=6,
     class_weight=1.0, patch_weight=1.0, visible_weight=1.0, koleo_weight=0.1, zoom=(0.9, 1.1), rotation_degrees=10.0,
-    intensity_strength=1.0, foreground_share=0.5, workers=0, match_weight=0.0, jitter=0.0,
+    intensity_strength=1.0, foreground_share=0.5, workers=0,
 )  # fmt: skip
 
 CONFIGURATION = replace(

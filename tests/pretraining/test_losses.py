@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from nnssl_reg.pretraining.losses import centred, cross_entropy, gram, koleo, matching, moved_centre, sinkhorn
+from nnssl_reg.pretraining.losses import centred, cross_entropy, gram, koleo, moved_centre, sinkhorn
 
 
 def randn(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -117,24 +117,3 @@ def test_the_gram_loss_is_that_of_the_published_formula_and_blind_to_a_common_ro
     assert float(gram(tokens, anchors)) == pytest.approx(total / 50, rel=1e-4)
     rotation = torch.linalg.qr(torch.randn(4, 4, generator=generator))[0]
     assert float(gram(3 * tokens @ rotation, tokens)) == pytest.approx(0, abs=1e-10)
-
-
-def test_the_matching_loss_is_that_of_its_formula_and_asks_within_an_image_only():
-    tokens, targets, counts = randn(2, 5, 4), randn(2, 5, 4, seed=1), torch.ones(2, 5, dtype=torch.bool)
-    counts[1, 2:4] = False
-    total = 0.0
-    for b in range(2):
-        for i in torch.nonzero(counts[b]).flatten():
-            cosines = {int(j): float(torch.cosine_similarity(tokens[b, i], targets[b, j], dim=0)) / 0.2
-                       for j in torch.nonzero(counts[b]).flatten()}  # fmt: skip
-            total += (math.log(sum(map(math.exp, cosines.values()))) - cosines[int(i)]) / int(counts[b].sum()) / 2
-    assert float(matching(tokens, targets, 0.2, counts)) == pytest.approx(total, rel=1e-4)
-    assert float(matching(3 * tokens, 0.5 * targets, 0.2, counts)) == pytest.approx(total, rel=1e-4)
-    assert float(matching(tokens, targets, 0.2, torch.zeros_like(counts))) == 0
-
-
-def test_tokens_that_are_all_alike_cannot_be_found_and_those_that_stand_out_can():
-    alike, apart, counts = torch.ones(1, 7, 4), torch.eye(7)[None], torch.ones(1, 7, dtype=torch.bool)
-    assert float(matching(alike, alike, 0.1, counts)) == pytest.approx(math.log(7), rel=1e-5)
-    assert float(matching(apart, apart, 0.02, counts)) < 1e-6
-    assert float(matching(apart, apart.roll(1, dims=1), 0.1, counts)) > 9

@@ -31,7 +31,6 @@ CASES = {
     "sinkhorn": {},
     "centre": {"centering": "centre", "loss_tokens": 3},
     "gram": {"gram_weight": 2.0, "gram_start_step": 1},
-    "matching": {"match_weight": 1.0, "jitter": 0.5},
     "uneven": {"batch_size": 6},  # three of six are masked: one process has two of them, the other one
 }
 STEPS = 4

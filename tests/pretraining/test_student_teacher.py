@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from nnssl_reg.pretraining.losses import centred, gram, koleo, matching, sinkhorn
+from nnssl_reg.pretraining.losses import centred, gram, koleo, sinkhorn
 from nnssl_reg.pretraining.schedules import settings_at
 from nnssl_reg.pretraining.student_teacher import StudentTeacher
 from nnssl_reg.pretraining.views import Views, draw_masks
@@ -91,32 +91,6 @@ def test_one_crop_alone_trains_without_a_class_loss(configuration, plan):
     losses, targets = pair_of(configuration, plan).losses(one, settings_at(0, plan), generator())
     assert losses["class_loss"].item() == 0 == losses["koleo"].item()
     assert losses["total"].isfinite() and len(targets.class_tokens) == 0
-
-
-def test_the_matching_loss_asks_where_the_teachers_tokens_lie_for_the_student(configuration, plan):
-    plan = replace(plan, match_weight=2.0, match_temperature=0.2, loss_tokens=1000)
-    pair, views = pair_of(configuration, plan), views_of(plan)
-    half = torch.tensor([[1.0, 0, 0, 0.5], [0, 1, 0, 0], [0, 0, 1, 0]]).double().expand(4, 3, 4)
-    found, targets = pair.losses(replace(views, places=half), settings_at(0, plan), generator())
-    seen = pair.teacher.encoder(views.teacher)
-    grid = seen.patch_tokens.reshape(4, *seen.grid_shape, -1)
-    between = torch.cat(((grid[:, :-1] + grid[:, 1:]) / 2, grid[:, -1:]), dim=1).flatten(1, 3)  # the last keeps its edge value
-    torch.testing.assert_close(targets.tokens.patch_tokens, between, rtol=1e-4, atol=1e-5)
-    tokens = pair.student.encoder(views.student, views.mask).patch_tokens[2:]
-    order = torch.randperm(tokens.shape[1], generator=torch.Generator().manual_seed(0))  # of tokens and targets alike
-    counts = torch.ones(2, tokens.shape[1], dtype=torch.bool)  # a half token beyond the last centre is within the view
-    expected = matching(tokens[:, order], between[2:, order], 0.2, counts)
-    assert float(found["match_loss"].detach()) == pytest.approx(float(expected.detach()), rel=1e-4)
-    rest = sum(
-        weight * found[name]
-        for name, weight in (
-            ("class_loss", plan.class_weight),
-            ("masked_loss", plan.patch_weight),
-            ("visible_loss", plan.visible_weight),
-            ("koleo", plan.koleo_weight),
-        )
-    )
-    assert float(found["total"].detach()) == pytest.approx(float((rest + 2 * found["match_loss"]).detach()), rel=1e-5)
 
 
 def test_gram_anchoring_holds_whole_samples_to_the_teacher_as_it_was(configuration, plan):

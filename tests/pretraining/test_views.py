@@ -1,13 +1,11 @@
-"""Views: teacher and student see the same places, in other intensities, and masks are on half of the samples."""
+"""Views: one geometry for teacher and student, other intensities, masks on half of the samples."""
 
 from dataclasses import replace
 
 import pytest
 import torch
 
-from nnssl_reg.geometry.sampling import resample_batch
-from nnssl_reg.pretraining.student_teacher import seen_by_the_teacher
-from nnssl_reg.pretraining.views import draw_geometry, draw_jitter, draw_masks, make_views, rotations, window_size
+from nnssl_reg.pretraining.views import draw_geometry, draw_masks, make_views, rotations, window_size
 
 SPACING = (1.0, 1.0, 2.0)
 
@@ -85,29 +83,3 @@ def test_the_larger_half_of_the_samples_is_masked_by_the_asked_share(plan, count
     shares = mask.float().mean(dim=1)
     assert (shares[masked:] == 0).all()
     assert plan.mask_ratio[0] - 0.01 <= shares[:masked].min() <= shares[:masked].max() <= plan.mask_ratio[1] + 0.01
-
-
-def test_places_say_where_the_students_tokens_lie_among_the_teachers(plan):
-    """In an image that rises linearly a token's mean is the value at its centre, wherever that lies between others."""
-    plan = replace(plan, intensity_strength=0.0, jitter=0.5, crop_size=(24, 24, 24))
-    size = [n + 4 for n in window_size(plan, SPACING)]  # so that no student looks beyond its window
-    axes = torch.meshgrid(*(torch.arange(n, dtype=torch.float32) for n in size), indexing="ij")
-    ramp = sum(slope * axis for slope, axis in zip((0.5, -0.3, 0.8), axes)) / 100
-    patch = (4, 4, 2)
-    views = make_views(ramp.expand(4, 1, *size).clone(), plan, patch, SPACING, generator(5))
-    assert (views.teacher - views.student).abs().max() > 0.01
-    teacher, student = (torch.nn.functional.avg_pool3d(v, patch) for v in (views.teacher, views.student))
-    there = resample_batch(teacher, views.places, student.shape[2:])
-    within = seen_by_the_teacher(views).reshape(4, *student.shape[2:])
-    inner = torch.nn.functional.avg_pool3d(within[:, None].float(), 3, 1, 1) == 1  # where nothing is beyond the last centres
-    assert 20 < inner.sum() < within.sum() < within.numel()
-    torch.testing.assert_close(there[inner], student[inner], rtol=0, atol=2e-5)
-
-
-def test_without_jitter_the_places_are_the_same_and_it_moves_no_view_further(plan):
-    assert make_views(windows(plan), plan, (4, 4, 4), SPACING, generator()).places is None
-    plan = replace(plan, jitter=0.5)
-    jitter = draw_jitter(500, plan, SPACING, generator())
-    middle = (torch.tensor(plan.crop_size, dtype=torch.float64) - 1) / 2
-    moved = jitter[:, :, :3] @ middle + jitter[:, :, 3] - middle
-    assert 1.1 < float(moved.abs().max()) <= 1.2  # half of 0.3 of eight voxels
