@@ -11,7 +11,7 @@ from nnssl_reg.registration.convex_adam import blocks_and_radius, cell_to_cell, 
 from nnssl_reg.registration.coupled_convex import match_blocks
 
 MINIMUM_MATCHES = 16
-STILL_CELLS = 1.0  # a step that moves no corner of the fixed image further is the last
+STILL_CELLS = 0.25  # a step that moves no corner of the fixed image further is the last
 SHAPE_PRIOR = 0.15  # share of what the stretches differ from each other (their logarithms) that a fit takes back
 
 
