@@ -89,7 +89,7 @@ def _register(pairs: list[Pair], setup: Setup, out: Path, args: Namespace, expor
 
 
 def _written(out: Path, pair: Pair, done, settings: dict, figures: bool, exports: Exports) -> PairResult:
-    """Write a pair's files, in the writer's thread; compiled kernels hold Python's lock, so those of two threads take turns."""
+    """Write a pair's files, in the writer's thread, beside which the next pair is computed."""
     seconds = sum(done.seconds.values())
     write = partial(write_pair, pair=pair, done=done, settings=settings, seconds=seconds, figures=figures, exports=exports)
     return PairResult(pair.id, str(pair.fixed), str(pair.moving), write_whole(out, pair.id, write), seconds)

@@ -77,6 +77,27 @@ def test_callers_at_one_time_do_not_mix(three_threads):
     assert all(np.array_equal(out, np.arange(500)) for out in outs)
 
 
+def test_a_caller_does_not_wait_for_the_threads_that_another_keeps_busy(three_threads):
+    go_on, begun = threading.Event(), threading.Barrier(4, timeout=20)
+
+    def slow(first, last, large):
+        if first < 3:
+            begun.wait()
+        go_on.wait(timeout=20)
+
+    other, out = threading.Thread(target=on_threads, args=(slow, 3, LARGE)), np.zeros(500)
+    other.start()
+    begun.wait()
+    quick = threading.Thread(target=on_threads, args=(count_up_beside, 500, out, LARGE))
+    quick.start()
+    quick.join(timeout=10)
+    done = not quick.is_alive()
+    go_on.set()
+    other.join()
+    quick.join()
+    assert done and np.array_equal(out, np.arange(500))
+
+
 def _sum_in_child(queue):
     out = np.zeros(100)
     on_threads(count_up_beside, 100, out, LARGE)

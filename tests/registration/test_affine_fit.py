@@ -4,6 +4,7 @@ import numpy as np
 
 from nnssl_reg.evaluation.phantoms import rotation
 from nnssl_reg.geometry.affine import AffineTransform
+from nnssl_reg.registration import affine_fit
 from nnssl_reg.registration.affine_fit import SHAPE_PRIOR, least_trimmed_squares, refine_affine, tempered
 
 IDENTITY = AffineTransform.identity()
@@ -23,6 +24,14 @@ def test_block_matches_lead_to_within_half_a_block_of_the_true_affine(textured_f
     moving = textured_features(turned_grid((26, 24, 28), 4.2, (20, 0, 5), CENTER), truth.inverse().apply_dense, shortest_mm=24)
     found = refine_affine(fixed, moving, IDENTITY, 8.0, 3, iterations=4)
     assert distance_mm(found, truth) < 4.0 < 0.25 * distance_mm(IDENTITY, truth)
+
+
+def test_a_fit_that_stays_ends(textured_features, turned_grid, monkeypatch):
+    steps, match = [], affine_fit.match_blocks
+    monkeypatch.setattr(affine_fit, "match_blocks", lambda *given: steps.append(1) or match(*given))
+    fixed = textured_features(turned_grid((24, 20, 22), 4.0, (0, 5, 10), CENTER), shortest_mm=24)
+    found = refine_affine(fixed, fixed, IDENTITY, 8.0, 2, iterations=50)
+    assert len(steps) == 1 and distance_mm(found, IDENTITY) < 0.5
 
 
 def test_without_matches_the_start_stays(textured_features, turned_grid):
