@@ -21,8 +21,8 @@ compiled = partial(numba.njit, nogil=True, cache=True, error_model="numpy")
 def on_threads(kernel: Callable, count: int, *arguments) -> None:
     """Call kernel(first, last, *arguments) for slabs that together make up range(count), on as many threads as torch uses.
 
-    Where the arrays among the arguments are small, one call on this thread does it. The kernel may write only what belongs to its
-    slab, so that results do not depend on the threads.
+    Where the arrays among the arguments are small, one call on this thread does it. The kernel may write only what belongs to
+    its slab, so that results do not depend on the threads.
     """
     threads = min(torch.get_num_threads(), count)
     if threads <= 1 or sum(a.nbytes for a in arguments if isinstance(a, np.ndarray)) < LEAST_BYTES:
