@@ -131,7 +131,7 @@ def register(
 
     Images: a path, an Image, a SimpleITK or nibabel image, or (array, affine or spacing); masks too, or an array alone on the
     voxels of its image. rigid_mask: regions of the fixed image that move as rigid bodies. features: "mind", "dino",
-    "dino+mind"; default: the model's ("dino" for one trained here), else "mind". model: a folder or what load_model gave.
+    "dino+mind"; default: the model's ("dino+mind" for one trained here), else "mind". model: a folder or what load_model gave.
     initial: "auto", "identity", "center", "moments", "affine", or a (4, 4) matrix, fixed world -> moving world, RAS mm.
     overrides: {"registration.iterations": 40}. regularisation: "weak", "medium", "strong". settings: a file of
     nnssl_tune_registration. Raises ValueError or OSError for what cannot be used.

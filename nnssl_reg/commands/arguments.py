@@ -218,8 +218,8 @@ def _export_model(parser: ArgumentParser) -> None:
     parser.add_argument(
         "-data", nargs="+", metavar="ID", help="raw data sets that it was trained on; default: the one it names"
     )
-    parser.add_argument("--default_features", choices=("dino", "mind", "dino+mind"), default="dino",
-                        help="what nnssl_register uses with it where nobody says; default: dino")  # fmt: skip
+    parser.add_argument("--default_features", choices=("dino", "mind", "dino+mind"), default="dino+mind",
+                        help="what nnssl_register uses with it where nobody says; default: dino+mind")  # fmt: skip
     parser.add_argument("--overwrite", action="store_true", help="replace what was exported to -o before")
     _folders(parser, "raw", "results")
 

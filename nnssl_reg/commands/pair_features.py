@@ -12,9 +12,11 @@ import torch
 from torch import nn
 
 from nnssl_reg.commands.machine import free_memory
+from nnssl_reg.features.discriminant import joint_discriminant
 from nnssl_reg.features.encode import encode
 from nnssl_reg.features.mind import mind_features
 from nnssl_reg.features.pca import joined, joint_pca
+from nnssl_reg.geometry.displacement import DisplacementField
 from nnssl_reg.geometry.image import FeatureMap, Image
 from nnssl_reg.geometry.sampling import resample
 from nnssl_reg.imageio.images import read_image
@@ -45,7 +47,7 @@ class Model:
     @property
     def default_features(self) -> str:
         """The features to use where nobody says."""
-        return "dino" if self.card is None else self.card.default_features
+        return "dino+mind" if self.card is None else self.card.default_features
 
 
 @dataclass(frozen=True)
@@ -104,11 +106,21 @@ class FeatureStore:
             kept = [features.image for (name, _), features in self._kept.items() if name == file]
         return kept[0] if kept else read_image(path, volume=self.volume)
 
-    def pair(self, fixed: ImageFeatures, moving: ImageFeatures) -> tuple[FeatureMap, FeatureMap]:
-        """The two feature maps to register, as the kind of features says."""
+    @property
+    def needs_matches(self) -> bool:
+        """Whether `pair` asks for a first match of the images."""
+        return self.kind != "mind" and self.plan.projection == "discriminant"
+
+    def pair(self, fixed: ImageFeatures, moving: ImageFeatures,
+             matches: DisplacementField | None = None) -> tuple[FeatureMap, FeatureMap]:  # fmt: skip
+        """The two feature maps to register, as the kind of features says. matches: fixed to moving points, roughly."""
         if self.kind == "mind":
             return fixed.mind, moving.mind
-        learned = joint_pca(fixed.tokens, moving.tokens, self.plan.components)
+        maps = fixed.tokens, moving.tokens
+        if matches is None:
+            learned = joint_pca(*maps, self.plan.components)
+        else:
+            learned = joint_discriminant(*maps, matches, self.plan.components)
         if self.kind == "dino":
             return learned
         mind = (fixed.mind, moving.mind)

@@ -130,7 +130,6 @@ def deform_pair(pair: ImagePair, store: FeatureStore, plan: RegistrationPlan,
     if alignment is None and plan.init == "identity":
         alignment = InitialAlignment(AffineTransform.identity(), "identity", {})
     fixed, moving = (store.of(side.name, side.channel, side.image, aligns=alignment is None) for side in sides)
-    maps = store.pair(fixed, moving)
     clock.lap("features")
     centre = fixed.image.grid.center_mm
     if alignment is None:
@@ -138,16 +137,31 @@ def deform_pair(pair: ImagePair, store: FeatureStore, plan: RegistrationPlan,
         alignment = _seen_from(-centre, initial_alignment(plan.init, a, b, cells_a, cells_b))
     _check_overlap(pair, alignment.transform)
     clock.lap("initial alignment")
-    masks = {f"{name}_mask": _mask_of_cells(side, cells)
-             for name, side, cells in (("fixed", pair.fixed, maps[0]), ("moving", pair.moving, maps[1]))}  # fmt: skip
-    settings = {key: value for key, value in asdict(plan).items() if key != "init"}
-    near = [FeatureMap(cells.values, cells.grid.seen_from(centre)) for cells in maps]
-    found = register_features(*near, initial=_seen_from(centre, alignment).transform, **settings, **masks)
+    near = _seen_from(centre, alignment).transform
+    matches = None
+    if store.needs_matches:
+        matches, _, _ = _deformation(pair, (fixed.mind, moving.mind), near, replace(plan, iterations=0, symmetric=False))
+        matches = alignment.transform.after(matches)
+    maps = store.pair(fixed, moving, matches)
+    if matches is not None:
+        clock.lap("projection")
+    field, apart_mm, counted = _deformation(pair, maps, near, plan)
     clock.lap("convex adam")
-    field = DisplacementField(found.field.vectors_mm, maps[0].grid)
     deformation = field.on(_covering(field.grid, fixed.image.grid))
-    return DeformedPair((fixed.image, moving.image), alignment, deformation, maps, found.apart_mm, clock.seconds,
-                        masks["fixed_mask"])  # fmt: skip
+    return DeformedPair((fixed.image, moving.image), alignment, deformation, maps, apart_mm, clock.seconds, counted)
+
+
+def _deformation(pair: ImagePair, maps: tuple[FeatureMap, FeatureMap], near: AffineTransform, plan: RegistrationPlan):
+    """The deformation on the grid of the fixed features, `apart_mm` and `counted` of a DeformedPair.
+
+    near: the initial alignment in worlds whose origin is the fixed image's centre.
+    """
+    centre = pair.fixed.image.grid.center_mm
+    masks = [_mask_of_cells(side, cells) for side, cells in zip((pair.fixed, pair.moving), maps)]
+    settings = {key: value for key, value in asdict(plan).items() if key != "init"}
+    cells = [FeatureMap(cells.values, cells.grid.seen_from(centre)) for cells in maps]
+    found = register_features(*cells, initial=near, fixed_mask=masks[0], moving_mask=masks[1], **settings)
+    return DisplacementField(found.field.vectors_mm, maps[0].grid), found.apart_mm, masks[0]
 
 
 def _with_rigid_regions(pair: ImagePair, deformation: DisplacementField, initial: AffineTransform):

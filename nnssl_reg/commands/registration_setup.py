@@ -73,7 +73,8 @@ class Setup:
         parts = []
         if self.kind != "mind":
             image, patch = self.model.configuration.image, self.model.configuration.network.patch_size
-            parts.append(f"{f.components} principal components of the tokens of {self.model.folder} ({_times(patch)} voxels of "
+            of_what = "principal" if f.projection == "pca" else "discriminant"
+            parts.append(f"{f.components} {of_what} components of the tokens of {self.model.folder} ({_times(patch)} voxels of "
                          f"{_times(image.spacing_mm)} mm)")  # fmt: skip
         if self.kind != "dino":
             parts.append(f"MIND-SSC ({12 * len(f.mind_scales)} channels; radius, dilation {_scales(f.mind_scales)}) at "

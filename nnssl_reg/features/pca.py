@@ -16,11 +16,15 @@ def joint_pca(fixed: FeatureMap, moving: FeatureMap, components: int) -> tuple[F
     centred = [t - mean[:, None] for t in tokens]
     covariance = sum(c.double() @ c.double().T / (2 * c.shape[1]) for c in centred)
     _, vectors = torch.linalg.eigh(covariance.cpu())  # ascending
-    basis = vectors[:, -min(components, vectors.shape[0]) :].flip(1)  # (F, components)
+    return projected(fixed, moving, mean, vectors[:, -min(components, vectors.shape[0]) :].flip(1))
+
+
+def projected(fixed: FeatureMap, moving: FeatureMap, mean: torch.Tensor, basis: torch.Tensor) -> tuple[FeatureMap, FeatureMap]:
+    """Both maps (F, ...) less a mean (F,) on the columns of a basis (F, n), turned so that their largest weight is positive."""
     largest = basis.gather(0, basis.abs().argmax(0, keepdim=True))
-    basis = (basis * largest.sign()).float().to(mean.device)
-    projected = [(basis.T @ c).reshape(-1, *f.grid.shape) for c, f in zip(centred, (fixed, moving))]
-    return FeatureMap(projected[0], fixed.grid), FeatureMap(projected[1], moving.grid)
+    basis, mean = ((basis * largest.sign()).float().to(fixed.values.device), mean.to(fixed.values.device))
+    values = [(basis.T @ (f.values.float().flatten(1) - mean[:, None])).reshape(-1, *f.grid.shape) for f in (fixed, moving)]
+    return FeatureMap(values[0], fixed.grid), FeatureMap(values[1], moving.grid)
 
 
 def joined(first: tuple[FeatureMap, FeatureMap], second: tuple[FeatureMap, FeatureMap], scales, share: float):

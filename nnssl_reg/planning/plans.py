@@ -99,6 +99,7 @@ class FeaturesPlan:
     mind_noise: float  # added to the local variance of images that are not CT, in units of its mean
     mind_noise_ct: float  # the same for CT
     mind_stride: tuple[int, int, int]  # voxels of mind_spacing_mm per feature cell
+    projection: str = "discriminant"  # of the tokens onto the components: that, or "pca"
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from nnssl_reg.planning.memory import GB, LARGE_GPU_GB, inference_bytes, tokens_
 from nnssl_reg.planning.plans import FeaturesPlan, NetworkPlan
 from nnssl_reg.planning.rules_image import DataSummary
 
-SMALL_WINDOW_TOKENS = 8192  # attention's time grows with the square of the tokens, which a CPU feels first
+SMALL_WINDOW_TOKENS = 2048  # twice a crop of the training; attention's time grows with their square, which a CPU feels first
 FEW_TOKENS = 24  # per axis in the geometric mean, below which a token grid alone is too coarse a fine grid
 SHIFTED_TOKENS = 131_072  # that all passes at shifted positions may sum to
 COARSE_VOXELS = 6  # of the MIND spacing per coarse cell, as in ConvexAdam
@@ -77,7 +77,8 @@ def features_choices(data: DataSummary, spacing_mm, shape, network: NetworkPlan,
         "window_size": window_size(data, spacing_mm, network, gpu_memory_gb),
         "window_overlap": Choice(0.25, "share of a window's edge; half would double the passes for little"),
         "token_shifts": token_shifts(shape, network),
-        "components": Choice(12, "principal components of both images' tokens together, as published"),
+        "components": Choice(12, "of both images' tokens together, as many as published"),
+        "projection": Choice("discriminant", "what differs between places, not between patients, by a first match with MIND"),
         **mind_choices(data, spacing_mm),
     }
 

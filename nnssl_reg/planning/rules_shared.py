@@ -8,9 +8,9 @@ from nnssl_reg.planning.choice import Choice, numbers
 from nnssl_reg.planning.memory import LARGE_GPU_GB
 from nnssl_reg.planning.plans import NetworkPlan
 from nnssl_reg.planning.rules_image import MAX_TOKENS, DataSummary, native_spacing
-from nnssl_reg.planning.rules_registration import SMALL_WINDOW_TOKENS, token_shifts
+from nnssl_reg.planning.rules_registration import token_shifts
 
-SMALL_TOKENS = SMALL_WINDOW_TOKENS  # on a CPU: the whole image in one pass, the time of which grows with the tokens' square
+SMALL_TOKENS = 8192  # of an image on a CPU, which encodes them in some ten seconds
 SMALL_SHIFTED_TOKENS = 2 * SMALL_TOKENS  # that a CPU's shifted passes may sum to: each is short, so they cost less
 
 

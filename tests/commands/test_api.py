@@ -184,7 +184,7 @@ def test_a_model_is_loaded_once_and_used(images, model_folder, tmp_path):
     folder = model_folder(tmp_path)
     model = nnssl_reg.load_model(folder, "cpu")
     one, two = (nnssl_reg.register(*images, model=m, **QUICK) for m in (model, folder))
-    assert one.settings["features"] == "dino" and torch.equal(one.field.vectors_mm, two.field.vectors_mm)
+    assert one.settings["features"] == "dino+mind" and torch.equal(one.field.vectors_mm, two.field.vectors_mm)
 
 
 def test_stronger_regularisation_gives_a_smoother_field(images):

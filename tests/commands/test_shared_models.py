@@ -244,14 +244,14 @@ def test_the_encoder_spacing_can_be_set_and_python_takes_the_folder_too(trained,
     found = register_in_python(*pair, model=model, initial="identity", device="cpu",
                                overrides={"registration.iterations": 5, "registration.symmetric": False,
                                           "image.spacing_mm": (6, 6, 6)})  # fmt: skip
-    assert found.settings["features"] == "dino" and json.loads(json.dumps(found.settings["plans"])) == settings["plans"]
+    assert found.settings["features"] == "dino+mind" and json.loads(json.dumps(found.settings["plans"])) == settings["plans"]
     assert np.isfinite(found.field.vectors_mm.numpy()).all()
 
 
 def test_an_own_model_comes_before_the_packaged_one(trained, packaged, pair, tmp_path):
     export(trained, packaged("body"), "--licence", "CC0", "--default_features", "dino+mind")
     code, settings = register(pair, tmp_path / "out", "-results", tmp_path / "trained")
-    assert code == 0 and settings["model"] == str(trained) and settings["features"] == "dino"
+    assert code == 0 and settings["model"] == str(trained) and settings["features"] == "dino+mind"
 
 
 def test_a_packaged_model_that_measured_worse_than_mind_is_not_used_unasked(trained, packaged, pair, tmp_path, capsys):

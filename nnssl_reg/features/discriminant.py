@@ -1,0 +1,50 @@
+"""What tells the places of two images apart, of all that their tokens say: a linear discriminant analysis of matched places."""
+
+import torch
+
+from nnssl_reg.features.pca import joint_pca, projected
+from nnssl_reg.geometry.displacement import DisplacementField
+from nnssl_reg.geometry.image import FeatureMap
+from nnssl_reg.geometry.sampling import inside, sample_points, sample_voxels, to_voxels
+
+MOST_MATCHES = 2**15  # cells that are compared; more would not change the directions
+RIDGE = 0.01  # of the mean variance of matched cells, so that no direction passes for certain
+RIDGE_FEW = 0.1  # the same, times features per matched cell
+
+
+def joint_discriminant(fixed: FeatureMap, moving: FeatureMap, matches: DisplacementField,
+                       components: int) -> tuple[FeatureMap, FeatureMap]:  # fmt: skip
+    """Project both maps (F, ...) onto what differs between places and agrees between patients, (components, ...).
+
+    matches: fixed points to moving points, RAS mm; roughly right is enough. Fisher's linear discriminant, whose classes are the
+    places, of which each image shows one sample: with W the covariance within places, T that of all cells, the eigenvectors of
+    T w = λ W w with the largest λ, scaled so that matched cells have a variance of at most 1 along each. A component's sign is
+    such that its largest weight is positive. Where fewer cells are matched than there are features, joint_pca.
+    """
+    pair = _matched(fixed, moving, matches)
+    features, count = pair[0].shape
+    if count < features:
+        return joint_pca(fixed, moving, components)
+    mean = (pair[0].mean(1) + pair[1].mean(1)) / 2
+    centred = torch.cat([cells - mean[:, None] for cells in pair], dim=1)
+    total = centred @ centred.T / (2 * count)
+    within = (pair[0] - pair[1]) @ (pair[0] - pair[1]).T / (2 * count)
+    ridge = (RIDGE + RIDGE_FEW * features / count) * within.trace() + 1e-6 * total.trace()
+    if ridge == 0:  # both images are flat
+        return joint_pca(fixed, moving, components)
+    within += ridge / features * torch.eye(features, dtype=within.dtype)
+    whiten = torch.linalg.inv(torch.linalg.cholesky(within))
+    _, vectors = torch.linalg.eigh(whiten @ total @ whiten.T)  # ascending
+    basis = whiten.T @ vectors[:, -min(components, features) :].flip(1)  # (F, components)
+    return projected(fixed, moving, mean.float(), basis)
+
+
+def _matched(fixed: FeatureMap, moving: FeatureMap, matches: DisplacementField) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cells of both maps that lie on matched points, (F, n) float64 on the CPU each: evenly spread fixed cells."""
+    cells = fixed.values.flatten(1)
+    every = -(-cells.shape[1] // MOST_MATCHES)
+    points = fixed.grid.points_mm(device=cells.device).flatten(1)[:, ::every]
+    there = to_voxels(points + sample_points(matches.vectors_mm, matches.grid, points), moving.grid)
+    seen = inside(there, moving.grid.shape)
+    both = cells[:, ::every][:, seen], sample_voxels(moving.values.float(), there[:, seen])
+    return tuple(values.cpu().double() for values in both)
