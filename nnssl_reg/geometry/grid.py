@@ -1,10 +1,13 @@
 """Grid: where the voxels of an array are, in world RAS millimetres."""
 
+import math
 from dataclasses import dataclass
 from itertools import permutations
 
 import numpy as np
 import torch
+
+MOST_VOXELS = 2**31 - 1  # compiled code counts them in 32 bits
 
 
 @dataclass(frozen=True, eq=False)
@@ -12,7 +15,7 @@ class Grid:
     """A regular lattice of voxel centres.
 
     shape: (X, Y, Z) voxels. affine: (4, 4) float64, index of a voxel's centre -> world RAS mm (nibabel's convention).
-    Raises ValueError for a shape that is not three positive integers or an affine that is not invertible.
+    Raises ValueError for a shape that is not three positive integers or more than MOST_VOXELS, or an affine without an inverse.
     """
 
     shape: tuple[int, int, int]
@@ -23,6 +26,8 @@ class Grid:
         affine = np.array(self.affine, dtype=np.float64)
         if len(shape) != 3 or min(shape) < 1:
             raise ValueError(f"A grid needs three axes of at least one voxel, got shape {shape}.")
+        if math.prod(shape) > MOST_VOXELS:
+            raise ValueError(f"A grid of {shape} has {math.prod(shape):,} voxels, more than {MOST_VOXELS:,}.")
         if affine.shape != (4, 4) or not np.isfinite(affine).all():
             raise ValueError(f"A grid needs a finite (4, 4) affine, got {affine.tolist()}.")
         if abs(np.linalg.det(affine[:3, :3])) < 1e-12:

@@ -1,11 +1,12 @@
 """Whether an affine can stand for a grid of boxes: spacing, singularity and shear, with repair where that is harmless."""
 
 import logging
+import math
 from pathlib import Path
 
 import numpy as np
 
-from nnssl_reg.geometry.grid import Grid
+from nnssl_reg.geometry.grid import MOST_VOXELS, Grid
 
 MAX_REPAIRED_SHEAR_DEGREES = 0.5  # rounded direction cosines stay far below, a tilted gantry far above
 SPACINGS_MM = (1e-4, 1e4)  # what lies outside is a broken header, not a scanner's
@@ -30,9 +31,12 @@ def is_usable(affine: np.ndarray) -> bool:
 def grid_from_affine(shape: tuple[int, int, int], affine: np.ndarray, path: Path) -> Grid:
     """The grid of an image file, its axes made exactly perpendicular (polar decomposition) where they nearly are.
 
-    A repair that moves a corner by more than 0.01 mm is logged. Raises ValueError for impossible spacings, a
-    singular affine, and a shear of more than 0.5 degrees.
+    A repair that moves a corner by more than 0.01 mm is logged. Raises ValueError for too many voxels, impossible
+    spacings, a singular affine, and a shear of more than 0.5 degrees.
     """
+    if math.prod(shape) > MOST_VOXELS:
+        raise ValueError(f"{path}: {' x '.join(map(str, shape))} are {math.prod(shape):,} voxels, more than {MOST_VOXELS:,}, "
+                         "which is as many as can be addressed; crop it, or resample it to larger voxels.")  # fmt: skip
     spacing = _spacing(affine)
     if not np.isfinite(affine).all() or not is_spacing(spacing):
         values = ", ".join(f"{s:g}" for s in spacing)

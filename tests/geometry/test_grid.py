@@ -109,7 +109,7 @@ def test_grids_match_within_a_tolerance_and_equal_without_one(oblique):
 @pytest.mark.parametrize(("shape", "affine", "message"), [
     ((3, 0, 3), np.eye(4), "at least one voxel"), ((3, 3), np.eye(4), "three axes"),
     ((3, 3, 3), np.eye(3), "finite"), ((3, 3, 3), np.full((4, 4), np.nan), "finite"),
-    ((3, 3, 3), np.diag([1.0, 0, 1, 1]), "singular"),
+    ((3, 3, 3), np.diag([1.0, 0, 1, 1]), "singular"), ((2048, 1024, 1024), np.eye(4), "2,147,483,648 voxels"),
 ])  # fmt: skip
 def test_a_grid_that_cannot_be_is_refused(shape, affine, message):
     with pytest.raises(ValueError, match=message):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from nnssl_reg.geometry.grid import Grid
+from nnssl_reg.imageio.affine_checks import grid_from_affine
 from nnssl_reg.imageio.images import read_grid, read_image, read_labels
 
 
@@ -73,6 +74,11 @@ def test_corrupt_headers_are_refused(tmp_path, noise, save_nifti, patch_header):
     patch_header(path, {"dim": [3, 32000, 32000, 32000, 1, 1, 1, 1]})
     with pytest.raises(ValueError, match="truncated: its header promises 131072000000352 bytes"):
         read_image(path)
+
+
+def test_more_voxels_than_can_be_addressed_are_refused_with_the_file_named(tmp_path):
+    with pytest.raises(ValueError, match=r"huge\.nii\.gz: 1300 x 1300 x 1300 are 2,197,000,000 voxels.*resample it"):
+        grid_from_affine((1300, 1300, 1300), np.eye(4), tmp_path / "huge.nii.gz")
 
 
 def test_a_header_with_random_bytes_is_read_or_refused_with_the_file_named(tmp_path, noise, save_nifti):
