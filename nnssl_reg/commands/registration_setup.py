@@ -26,6 +26,7 @@ log = logging.getLogger("nnssl_reg")
 LIBRARIES = ("nnssl_reg", "torch", "numpy", "SimpleITK", "nibabel", "numba")
 CPU_GB = 8.0  # what is planned for without a GPU
 KINDS = ("dino", "mind", "dino+mind")
+PROJECTIONS = ("discriminant", "pca")
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,8 @@ def make_setup(
     if tuned is not None:
         plans = with_tuned(plans, tuned.values, tuned.reason, str(settings))
     plans = apply_overrides(plans, list(overrides))
+    if plans.features.projection not in PROJECTIONS:
+        raise ValueError(f"features.projection is {' or '.join(PROJECTIONS)}, got '{plans.features.projection}'.")
     if plans.image is not None:
         model = replace(model, configuration=replace(model.configuration, image=plans.image))
     registration = regularised(plans.registration, regularisation)

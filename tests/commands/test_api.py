@@ -187,6 +187,20 @@ def test_a_model_is_loaded_once_and_used(images, model_folder, tmp_path):
     assert one.settings["features"] == "dino+mind" and torch.equal(one.field.vectors_mm, two.field.vectors_mm)
 
 
+def test_tokens_are_projected_by_a_first_match_unless_principal_components_are_wanted(images, model_folder, tmp_path):
+    model = nnssl_reg.load_model(model_folder(tmp_path), "cpu")
+    first = nnssl_reg.register(*images, model=model, features="dino", **QUICK)
+    quick = {**QUICK, "overrides": {**QUICK.get("overrides", {}), "features.projection": "pca"}}
+    second = nnssl_reg.register(*images, model=model, features="dino", **quick)
+    assert "projection" in first.registered.seconds and "projection" not in second.registered.seconds
+    assert first.registered.features[0].values.shape == second.registered.features[0].values.shape
+    assert not torch.allclose(first.registered.features[0].values, second.registered.features[0].values)
+    assert torch.isfinite(first.field.vectors_mm).all()
+    quick["overrides"]["features.projection"] = "lda"
+    with pytest.raises(ValueError, match="features.projection is discriminant or pca, got 'lda'"):
+        nnssl_reg.register(*images, model=model, features="dino", **quick)
+
+
 def test_stronger_regularisation_gives_a_smoother_field(images):
     choices = {"device": "cpu", "initial": "identity", "overrides": {"registration.iterations": 40}}
     fields = [nnssl_reg.register(*images, **choices, regularisation=r).field for r in ("weak", "medium", None, "strong")]
