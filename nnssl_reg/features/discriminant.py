@@ -7,7 +7,7 @@ from nnssl_reg.geometry.displacement import DisplacementField
 from nnssl_reg.geometry.image import FeatureMap
 from nnssl_reg.geometry.sampling import inside, sample_points, sample_voxels, to_voxels
 
-MOST_MATCHES = 2**15  # cells that are compared; more would not change the directions
+MOST_VALUES = 2**22  # of matched tokens per image, 32 MB: more would not change the directions
 RIDGE = 0.01  # of the mean variance of matched cells, so that no direction passes for certain
 RIDGE_FEW = 0.1  # the same, times features per matched cell
 
@@ -42,7 +42,7 @@ def joint_discriminant(fixed: FeatureMap, moving: FeatureMap, matches: Displacem
 def _matched(fixed: FeatureMap, moving: FeatureMap, matches: DisplacementField) -> tuple[torch.Tensor, torch.Tensor]:
     """Cells of both maps that lie on matched points, (F, n) float64 on the CPU each: evenly spread fixed cells."""
     cells = fixed.values.flatten(1)
-    every = -(-cells.shape[1] // MOST_MATCHES)
+    every = -(-cells.numel() // MOST_VALUES)
     points = fixed.grid.points_mm(device=cells.device).flatten(1)[:, ::every]
     there = to_voxels(points + sample_points(matches.vectors_mm, matches.grid, points), moving.grid)
     seen = inside(there, moving.grid.shape)
