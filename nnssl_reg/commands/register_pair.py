@@ -137,29 +137,26 @@ def deform_pair(pair: ImagePair, store: FeatureStore, plan: RegistrationPlan,
         alignment = _seen_from(-centre, initial_alignment(plan.init, a, b, cells_a, cells_b))
     _check_overlap(pair, alignment.transform)
     clock.lap("initial alignment")
-    near = _seen_from(centre, alignment).transform
     matches = None
     if store.needs_matches:
-        matches, _, _ = _deformation(pair, (fixed.mind, moving.mind), near, replace(plan, iterations=0, symmetric=False))
-        matches = alignment.transform.after(matches)
+        found, _, _ = _deformation(pair, (fixed.mind, moving.mind), alignment, replace(plan, iterations=0, symmetric=False))
+        matches = alignment.transform.after(found)
     maps = store.pair(fixed, moving, matches)
     if matches is not None:
         clock.lap("projection")
-    field, apart_mm, counted = _deformation(pair, maps, near, plan)
+    field, apart_mm, counted = _deformation(pair, maps, alignment, plan)
     clock.lap("convex adam")
     deformation = field.on(_covering(field.grid, fixed.image.grid))
     return DeformedPair((fixed.image, moving.image), alignment, deformation, maps, apart_mm, clock.seconds, counted)
 
 
-def _deformation(pair: ImagePair, maps: tuple[FeatureMap, FeatureMap], near: AffineTransform, plan: RegistrationPlan):
-    """The deformation on the grid of the fixed features, `apart_mm` and `counted` of a DeformedPair.
-
-    near: the initial alignment in worlds whose origin is the fixed image's centre.
-    """
+def _deformation(pair: ImagePair, maps: tuple[FeatureMap, FeatureMap], alignment: InitialAlignment, plan: RegistrationPlan):
+    """The deformation on the grid of the fixed features, `apart_mm` and `counted` of a DeformedPair."""
     centre = pair.fixed.image.grid.center_mm
     masks = [_mask_of_cells(side, cells) for side, cells in zip((pair.fixed, pair.moving), maps)]
     settings = {key: value for key, value in asdict(plan).items() if key != "init"}
     cells = [FeatureMap(cells.values, cells.grid.seen_from(centre)) for cells in maps]
+    near = _seen_from(centre, alignment).transform
     found = register_features(*cells, initial=near, fixed_mask=masks[0], moving_mask=masks[1], **settings)
     return DisplacementField(found.field.vectors_mm, maps[0].grid), found.apart_mm, masks[0]
 

@@ -121,7 +121,8 @@ def make_setup(
         plans = with_tuned(plans, tuned.values, tuned.reason, str(settings))
     plans = apply_overrides(plans, list(overrides))
     if plans.features.projection not in PROJECTIONS:
-        raise ValueError(f"features.projection is {' or '.join(PROJECTIONS)}, got '{plans.features.projection}'.")
+        raise ValueError(f"features.projection should be {' or '.join(PROJECTIONS)}, got '{plans.features.projection}'; "
+                         "change it in the plans or with --set features.projection=NAME.")  # fmt: skip
     if plans.image is not None:
         model = replace(model, configuration=replace(model.configuration, image=plans.image))
     registration = regularised(plans.registration, regularisation)

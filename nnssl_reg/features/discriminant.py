@@ -7,7 +7,7 @@ from nnssl_reg.geometry.displacement import DisplacementField
 from nnssl_reg.geometry.image import FeatureMap
 from nnssl_reg.geometry.sampling import inside, sample_points, sample_voxels, to_voxels
 
-MOST_VALUES = 2**22  # of matched tokens per image, 32 MB: more would not change the directions
+MOST_VALUES = 2**22  # of matched tokens per image, 32 MB; evenly spread ones beyond it are left out
 RIDGE = 0.01  # of the mean variance of matched cells, so that no direction passes for certain
 RIDGE_FEW = 0.1  # the same, times features per matched cell
 
@@ -21,14 +21,15 @@ def joint_discriminant(fixed: FeatureMap, moving: FeatureMap, matches: Displacem
     T w = λ W w with the largest λ, scaled so that matched cells have a variance of at most 1 along each. A component's sign is
     such that its largest weight is positive. Where fewer cells are matched than there are features, joint_pca.
     """
-    pair = _matched(fixed, moving, matches)
-    features, count = pair[0].shape
+    a, b = _matched(fixed, moving, matches)
+    features, count = a.shape
     if count < features:
         return joint_pca(fixed, moving, components)
-    mean = (pair[0].mean(1) + pair[1].mean(1)) / 2
-    centred = torch.cat([cells - mean[:, None] for cells in pair], dim=1)
-    total = centred @ centred.T / (2 * count)
-    within = (pair[0] - pair[1]) @ (pair[0] - pair[1]).T / (2 * count)
+    middle, apart = (a + b) / 2, a - b
+    mean = middle.mean(1)
+    middle -= mean[:, None]
+    within = apart @ apart.T / (2 * count)
+    total = middle @ middle.T / count + within / 2
     ridge = (RIDGE + RIDGE_FEW * features / count) * within.trace() + 1e-6 * total.trace()
     if ridge == 0:  # both images are flat
         return joint_pca(fixed, moving, components)

@@ -196,8 +196,9 @@ def test_tokens_are_projected_by_a_first_match_unless_principal_components_are_w
     assert first.registered.features[0].values.shape == second.registered.features[0].values.shape
     assert not torch.allclose(first.registered.features[0].values, second.registered.features[0].values)
     assert torch.isfinite(first.field.vectors_mm).all()
+    assert "projection" not in nnssl_reg.register(*images, model=model, features="mind", **QUICK).registered.seconds
     quick["overrides"]["features.projection"] = "lda"
-    with pytest.raises(ValueError, match="features.projection is discriminant or pca, got 'lda'"):
+    with pytest.raises(ValueError, match="features.projection should be discriminant or pca, got 'lda'"):
         nnssl_reg.register(*images, model=model, features="dino", **quick)
 
 
