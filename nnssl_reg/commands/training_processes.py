@@ -145,9 +145,16 @@ def _one_of_them(work: Callable[[Namespace, Place], int], args: Namespace, first
     try:
         sys.exit(work(args, replace(first, device=device, processes=Processes(rank, size))))
     except KeyboardInterrupt:
-        sys.exit(128 + signal.SIGINT)
+        _leave(128 + signal.SIGINT)
     except Exception as error:
         if speaker.acquire(block=False):
             expected = isinstance(error, ValueError | OSError) and not args.verbose
-            print(f"error: {error}" if expected else traceback.format_exc(), file=sys.stderr, flush=True)
-        sys.exit(1)
+            print(f"error: {error}" if expected else traceback.format_exc(), file=sys.stderr)
+        _leave(1)
+
+
+def _leave(code: int) -> None:
+    """End this process as it is: Python's own way out destroys the process group, whose threads may then abort it."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

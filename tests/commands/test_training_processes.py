@@ -1,5 +1,6 @@
 """Training by several processes from the command line: started here or by torchrun, stopped, and failing, as one."""
 
+import atexit
 import json
 import os
 import signal
@@ -13,7 +14,7 @@ import pytest
 import torch
 
 from nnssl_reg.commands.failed_cases import read_failures
-from nnssl_reg.commands.training_processes import chosen_device, torchrun_place
+from nnssl_reg.commands.training_processes import chosen_device, start_processes, torchrun_place
 from nnssl_reg.pretraining.checkpoint import checkpoint_path, read_info
 from nnssl_reg.pretraining.processes import Processes
 
@@ -55,8 +56,18 @@ def test_what_goes_wrong_in_the_processes_is_said_once_and_ends_all(trainable, m
     trainable.parent.write_text("a file where the results should go")
     with started() as process:
         said, error = process.communicate(timeout=900)
-    assert process.returncode == 1
+    assert process.returncode == 1, error
     assert error.count("error: ") == 1 and str(trainable.parent) in error and "Traceback" not in error
+
+
+def fails_and_cannot_leave_in_order(args, place):
+    """Like a process group's threads, which abort about every tenth process that ends while they run."""
+    atexit.register(os.abort)
+    raise ValueError("the one thing that went wrong")
+
+
+def test_a_process_that_failed_ends_with_its_own_exit_code():
+    assert start_processes(fails_and_cannot_leave_in_order, Namespace(num_gpus=2, device="cpu", verbose=False)) == 1
 
 
 def test_torchrun_tells_each_process_its_place(monkeypatch):
