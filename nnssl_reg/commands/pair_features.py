@@ -14,9 +14,11 @@ from torch import nn
 from nnssl_reg.commands.machine import free_memory
 from nnssl_reg.features.discriminant import joint_discriminant
 from nnssl_reg.features.encode import encode
+from nnssl_reg.features.local_intensity import AGREES, contrast_agreement, local_intensity
 from nnssl_reg.features.mind import mind_features
 from nnssl_reg.features.pca import joined, joint_pca
 from nnssl_reg.geometry.displacement import DisplacementField
+from nnssl_reg.geometry.grid import Grid
 from nnssl_reg.geometry.image import FeatureMap, Image
 from nnssl_reg.geometry.sampling import resample
 from nnssl_reg.imageio.images import read_image
@@ -52,15 +54,24 @@ class Model:
 
 @dataclass(frozen=True)
 class ImageFeatures:
-    """An image as read, its MIND features as the plan wants them, and, with a model, tokens.
+    """An image as read, its MIND features and local intensity as the plan wants them, and, with a model, tokens.
 
     aligning: the MIND features of the initial alignment, once one was asked for.
     """
 
     image: Image
     mind: FeatureMap
+    intensity: FeatureMap
     tokens: FeatureMap | None
     aligning: FeatureMap | None = None
+
+
+@dataclass(frozen=True)
+class PairFeatures:
+    """What is registered of two images: fixed and moving map, and their contrast_agreement, None if it was not asked for."""
+
+    maps: tuple[FeatureMap, FeatureMap]
+    agreement: float | None
 
 
 class FeatureStore:
@@ -90,7 +101,7 @@ class FeatureStore:
             upright = _upright(image)
             features = features or self._computed(image, upright, Path(name), channel_name)
             # flat places that say little would let backgrounds that overlap pass for patients that do
-            aligning = self._mind(upright, ALIGNING_SCALES, 0.0) if aligns else None
+            aligning = mind_features(*self._voxels(upright), ALIGNING_SCALES, 0.0, self.plan.mind_stride) if aligns else None
             features = replace(features, aligning=aligning)
         with self._lock:
             self._kept[key] = features
@@ -109,34 +120,41 @@ class FeatureStore:
     @property
     def needs_matches(self) -> bool:
         """Whether `pair` asks for a first match of the images."""
-        return self.kind != "mind" and self.plan.projection == "discriminant"
+        return self._asks_contrast or (self.kind != "mind" and self.plan.projection == "discriminant")
 
-    def pair(self, fixed: ImageFeatures, moving: ImageFeatures,
-             matches: DisplacementField | None = None) -> tuple[FeatureMap, FeatureMap]:  # fmt: skip
+    def pair(self, fixed: ImageFeatures, moving: ImageFeatures, matches: DisplacementField | None = None) -> PairFeatures:
         """The two feature maps to register, as the kind of features says. matches: fixed to moving points, roughly."""
+        mind, agreement = (fixed.mind, moving.mind), None
+        if self._asks_contrast and matches is not None:
+            intensity = (fixed.intensity, moving.intensity)
+            agreement = contrast_agreement(*intensity, matches)
+            if agreement >= AGREES:
+                mind = _joined(intensity, mind, self.plan.intensity_share)
         if self.kind == "mind":
-            return fixed.mind, moving.mind
-        maps = fixed.tokens, moving.tokens
-        if matches is None:
-            learned = joint_pca(*maps, self.plan.components)
+            return PairFeatures(mind, agreement)
+        tokens = fixed.tokens, moving.tokens
+        if self.plan.projection == "pca" or matches is None:
+            learned = joint_pca(*tokens, self.plan.components)
         else:
-            learned = joint_discriminant(*maps, matches, self.plan.components)
-        if self.kind == "dino":
-            return learned
-        mind = (fixed.mind, moving.mind)
-        scales = [feature_scale(a.values, b.values) for a, b in (learned, mind)]
-        return joined(learned, mind, scales, DINO_SHARE)
+            learned = joint_discriminant(*tokens, matches, self.plan.components)
+        return PairFeatures(learned if self.kind == "dino" else _joined(learned, mind, DINO_SHARE), agreement)
+
+    @property
+    def _asks_contrast(self) -> bool:
+        return self.kind != "dino" and self.plan.intensity_share > 0
 
     def _computed(self, image: Image, upright: Image, path: Path, channel_name: str | None) -> ImageFeatures:
         noise = self.plan.mind_noise_ct if is_ct(channel_name or guess_modality(image)) else self.plan.mind_noise
-        mind = self._mind(upright, self.plan.mind_scales, noise)
+        voxels = self._voxels(upright)
+        mind = mind_features(*voxels, self.plan.mind_scales, noise, self.plan.mind_stride)
+        intensity = local_intensity(*voxels, self.plan.mind_stride)
         tokens = None if self.kind == "mind" else self._tokens(upright, path, channel_name)
-        return ImageFeatures(image, mind, tokens)
+        return ImageFeatures(image, mind, intensity, tokens)
 
-    def _mind(self, upright: Image, scales, noise: float) -> FeatureMap:
+    def _voxels(self, upright: Image) -> tuple[torch.Tensor, Grid]:
+        """An image (X, Y, Z) at the spacing of MIND, on the device, and its grid."""
         grid = upright.grid.with_spacing(self.plan.mind_spacing_mm)
-        values = torch.from_numpy(resample(upright, grid).array[0]).to(self.device)
-        return mind_features(values, grid, scales, noise, self.plan.mind_stride)
+        return torch.from_numpy(resample(upright, grid).array[0]).to(self.device), grid
 
     def _tokens(self, image: Image, path: Path, channel_name: str | None) -> FeatureMap:
         plan = self.model.configuration.image
@@ -148,6 +166,11 @@ class FeatureStore:
         case = preprocess_image(image, plan, key)
         return encode(case.image, self.model.encoder, window_size=self.plan.window_size, device=self.device,
                       window_overlap=self.plan.window_overlap, token_shifts=self.plan.token_shifts)  # fmt: skip
+
+
+def _joined(first: tuple[FeatureMap, FeatureMap], second: tuple[FeatureMap, FeatureMap], share: float):
+    """Both pairs of maps as one, on the grids of the second; share: of the first in the squared distance of features."""
+    return joined(first, second, [feature_scale(a.values, b.values) for a, b in (first, second)], share)
 
 
 def _upright(image: Image) -> Image:
@@ -165,7 +188,7 @@ def _kept_bytes(device: torch.device) -> float:
 
 
 def _bytes_of(features: ImageFeatures) -> int:
-    maps = [f.values for f in (features.mind, features.aligning, features.tokens) if f is not None]
+    maps = [f.values for f in (features.mind, features.intensity, features.aligning, features.tokens) if f is not None]
     return features.image.array.nbytes + sum(values.nbytes for values in maps)
 
 

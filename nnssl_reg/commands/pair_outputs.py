@@ -22,6 +22,7 @@ from nnssl_reg.registration.rigid_regions import RigidRegion
 MEANING = {
     "maps": "a point of the fixed image to the moving point that corresponds to it; images are pulled the other way, "
     "warped(p) = moving(p + field(p))",
+    "contrast_agreement": "correlation of the local intensities of both images after a first match, null if not asked for",
     "initial_matrix": "initial alignment, fixed world -> moving world, homogeneous RAS mm",
 }
 
@@ -78,6 +79,7 @@ def _sidecar(pair: Pair, done: RegisteredPair, settings: dict, seconds: float, s
         "displacement_mm": {"mean": float(length.mean()), "max": float(length.max())},
         **written.sidecar(),
         "initial": {"name": done.alignment.name, "costs": done.alignment.costs},
+        "contrast_agreement": done.contrast_agreement,
         "initial_matrix": done.alignment.transform.matrix.tolist(),
         **({} if done.flow is None else {"diffeomorphic": {"mean_mm_from_the_field_found": done.flow.distance_mm}}),
         **({"rigid_regions": [_told(region) for region in done.rigid]} if done.rigid else {}),

@@ -20,6 +20,7 @@ from nnssl_reg.registration.convex_adam import register_features
 from nnssl_reg.registration.diffeomorphic import Diffeomorphism, diffeomorphic
 from nnssl_reg.registration.rigid_regions import RigidRegion, with_rigid_regions
 
+FIRST_MATCH = {"rounds": 1, "iterations": 0, "symmetric": False}  # roughly right is enough of what it is asked for
 FAR_APART_MM = 500.0  # fields of view this far from overlapping hint at a wrong header
 LEAST_SEEN = 8  # voxels and cells along each axis that the initial alignment compares, however thin a mask
 
@@ -60,6 +61,7 @@ class RegisteredPair:
     image's own); field: both, on the fixed image's own grid. features: of fixed and moving, as registered; apart_mm: at the
     fixed feature cells, between the registrations of the two directions (X, Y, Z), None if only one was made.
     counted: the fixed cells that its mask leaves, (X, Y, Z) bool, None without one. seconds: per stage.
+    contrast_agreement: the correlation of both images' local intensities after a first match, None if it was not asked for.
     landmarks: of the fixed and of the moving image, (N, 3) RAS mm each, if there are any.
     flow: the deformation and its inverse, if it was made diffeomorphic. rigid: the regions that move as rigid bodies.
     """
@@ -78,6 +80,7 @@ class RegisteredPair:
     flow: Diffeomorphism | None = None
     rigid: tuple[RigidRegion, ...] = ()
     counted: torch.Tensor | None = None
+    contrast_agreement: float | None = None
 
     def inverse(self, grid: Grid) -> DisplacementField:
         """The field that leads moving points back to fixed points, on a grid in the moving world."""
@@ -98,6 +101,7 @@ class DeformedPair:
     apart_mm: torch.Tensor | None
     seconds: dict[str, float]
     counted: torch.Tensor | None = None
+    contrast_agreement: float | None = None
 
 
 def register_pair(pair: ImagePair, store: FeatureStore, plan: RegistrationPlan, *, is_diffeomorphic: bool = False,
@@ -116,7 +120,8 @@ def register_pair(pair: ImagePair, store: FeatureStore, plan: RegistrationPlan, 
     field = alignment.transform.after(deformation if rigid else deformation.on(fixed.grid))
     clock.lap("field")
     return RegisteredPair(*found.images, pair.fixed.label, pair.moving.label, alignment, deformation, field, found.features,
-                          found.apart_mm, clock.seconds, pair.landmarks, flow, rigid, found.counted)  # fmt: skip
+                          found.apart_mm, clock.seconds, pair.landmarks, flow, rigid, found.counted,
+                          found.contrast_agreement)  # fmt: skip
 
 
 def deform_pair(pair: ImagePair, store: FeatureStore, plan: RegistrationPlan,
@@ -139,15 +144,16 @@ def deform_pair(pair: ImagePair, store: FeatureStore, plan: RegistrationPlan,
     clock.lap("initial alignment")
     matches = None
     if store.needs_matches:
-        found, _, _ = _deformation(pair, (fixed.mind, moving.mind), alignment, replace(plan, iterations=0, symmetric=False))
+        found, _, _ = _deformation(pair, (fixed.mind, moving.mind), alignment, replace(plan, **FIRST_MATCH))
         matches = alignment.transform.after(found)
-    maps = store.pair(fixed, moving, matches)
+    features = store.pair(fixed, moving, matches)
     if matches is not None:
-        clock.lap("projection")
-    field, apart_mm, counted = _deformation(pair, maps, alignment, plan)
+        clock.lap("first match")
+    field, apart_mm, counted = _deformation(pair, features.maps, alignment, plan)
     clock.lap("convex adam")
     deformation = field.on(_covering(field.grid, fixed.image.grid))
-    return DeformedPair((fixed.image, moving.image), alignment, deformation, maps, apart_mm, clock.seconds, counted)
+    return DeformedPair((fixed.image, moving.image), alignment, deformation, features.maps, apart_mm, clock.seconds,
+                        counted, features.agreement)  # fmt: skip
 
 
 def _deformation(pair: ImagePair, maps: tuple[FeatureMap, FeatureMap], alignment: InitialAlignment, plan: RegistrationPlan):

@@ -79,7 +79,8 @@ class Setup:
                          f"{_times(image.spacing_mm)} mm)")  # fmt: skip
         if self.kind != "dino":
             parts.append(f"MIND-SSC ({12 * len(f.mind_scales)} channels; radius, dilation {_scales(f.mind_scales)}) at "
-                         f"{_times(f.mind_spacing_mm)} mm, cells of {_times(f.mind_stride)} voxels")  # fmt: skip
+                         f"{_times(f.mind_spacing_mm)} mm, cells of {_times(f.mind_stride)} voxels"
+                         + ", with local intensity where both agree on contrast" * (f.intensity_share > 0))  # fmt: skip
         ways = ", symmetric" * r.symmetric + ", diffeomorphic" * self.diffeomorphic
         return (f"Features: {' and '.join(parts)}\nRegistration: initial alignment {r.init}, search within "
                 f"{r.search_radius_mm:g} mm, {r.iterations} iterations of Adam, smoothness {r.smoothness:g}{ways}"

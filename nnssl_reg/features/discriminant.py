@@ -2,12 +2,11 @@
 
 import torch
 
+from nnssl_reg.features.matched_cells import matched_cells
 from nnssl_reg.features.pca import joint_pca, projected
 from nnssl_reg.geometry.displacement import DisplacementField
 from nnssl_reg.geometry.image import FeatureMap
-from nnssl_reg.geometry.sampling import inside, sample_points, sample_voxels, to_voxels
 
-MOST_VALUES = 2**22  # of matched tokens per image, 32 MB; evenly spread ones beyond it are left out
 RIDGE = 0.01  # of the mean variance of matched cells, so that no direction passes for certain
 RIDGE_FEW = 0.1  # the same, times features per matched cell
 
@@ -21,7 +20,7 @@ def joint_discriminant(fixed: FeatureMap, moving: FeatureMap, matches: Displacem
     T w = λ W w with the largest λ, scaled so that matched cells have a variance of at most 1 along each. A component's sign is
     such that its largest weight is positive. Where fewer cells are matched than there are features, joint_pca.
     """
-    a, b = _matched(fixed, moving, matches)
+    a, b = matched_cells(fixed, moving, matches)
     features, count = a.shape
     if count < features:
         return joint_pca(fixed, moving, components)
@@ -38,14 +37,3 @@ def joint_discriminant(fixed: FeatureMap, moving: FeatureMap, matches: Displacem
     _, vectors = torch.linalg.eigh(whiten @ total @ whiten.T)  # ascending
     basis = whiten.T @ vectors[:, -min(components, features) :].flip(1)  # (F, components)
     return projected(fixed, moving, mean.float(), basis)
-
-
-def _matched(fixed: FeatureMap, moving: FeatureMap, matches: DisplacementField) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cells of both maps that lie on matched points, (F, n) float64 on the CPU each: evenly spread fixed cells."""
-    cells = fixed.values.flatten(1)
-    every = -(-cells.numel() // MOST_VALUES)
-    points = fixed.grid.points_mm(device=cells.device).flatten(1)[:, ::every]
-    there = to_voxels(points + sample_points(matches.vectors_mm, matches.grid, points), moving.grid)
-    seen = inside(there, moving.grid.shape)
-    both = cells[:, ::every][:, seen], sample_voxels(moving.values.float(), there[:, seen])
-    return tuple(values.cpu().double() for values in both)

@@ -27,17 +27,21 @@ def mind_ssc(image: torch.Tensor, radius: int = 1, dilation: int = 2, noise: flo
     return distances.div_(variance.add_(noise * mean)).neg_().exp_()
 
 
-def mind_features(image: torch.Tensor, grid: Grid, scales, noise: float, stride) -> FeatureMap:
-    """MIND-SSC of an image (X, Y, Z) on grid, averaged over cells of `stride` voxels: features on grid.coarsened(stride).
-
-    scales: (radius, dilation) of each 12 channels. An axis shorter than its stride is padded by its edge values, so that every
-    image has at least one cell.
-    """
+def with_a_cell(image: torch.Tensor, grid: Grid, stride) -> tuple[torch.Tensor, Grid]:
+    """An image (X, Y, Z) and its grid; axes shorter than their stride are padded by edge values to one cell."""
     pad = [max(0, s - n) for s, n in zip(stride, image.shape)]
     if any(pad):
         image = F.pad(image[None, None], (0, pad[2], 0, pad[1], 0, pad[0]), mode="replicate")[0, 0]
         grid = grid.cropped([[0, n] for n in image.shape])
-    stride = tuple(stride)
+    return image, grid
+
+
+def mind_features(image: torch.Tensor, grid: Grid, scales, noise: float, stride) -> FeatureMap:
+    """MIND-SSC of an image (X, Y, Z) on grid, averaged over cells of `stride` voxels: features on grid.coarsened(stride).
+
+    scales: (radius, dilation) of each 12 channels. Every image has at least one cell, see with_a_cell.
+    """
+    (image, grid), stride = with_a_cell(image, grid, stride), tuple(stride)
     if image.device.type == "cpu":
         values = image.float().contiguous().numpy()
         pooled = [torch.from_numpy(mind_cells(values, PAIRS, *scale, noise, stride)) for scale in scales]

@@ -35,6 +35,6 @@ def joined(first: tuple[FeatureMap, FeatureMap], second: tuple[FeatureMap, Featu
     weights = (share**0.5 / scales[0], (1 - share) ** 0.5 / scales[1])
     out = []
     for a, b in zip(first, second):
-        on_grid = sample_points(a.values, a.grid, b.grid.points_mm(device=b.values.device))
+        on_grid = a.values if a.grid == b.grid else sample_points(a.values, a.grid, b.grid.points_mm(device=b.values.device))
         out.append(FeatureMap(torch.cat([on_grid * weights[0], b.values * weights[1]]), b.grid))
     return tuple(out)

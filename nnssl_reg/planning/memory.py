@@ -104,7 +104,7 @@ def registration_memory(
     """What registering images on these grids with MIND takes (with a model, its tokens come on top)."""
     cell_mm = np.array(features.mind_spacing_mm) * features.mind_stride
     cells = [math.prod(max(1, round(n)) for n in np.array(g.canonical().extent_mm) / cell_mm) for g in (fixed, moving)]
-    channels = max(features.components, 12 * len(features.mind_scales))
+    channels = max(features.components, 12 * len(features.mind_scales) + 1)  # 1: local intensity
     volume = 0.0
     for r in range(registration.rounds):
         block = np.maximum(1, np.round(registration.coarse_spacing_mm / 2**r / cell_mm + 1e-4))

@@ -100,6 +100,7 @@ class FeaturesPlan:
     mind_noise_ct: float  # the same for CT
     mind_stride: tuple[int, int, int]  # voxels of mind_spacing_mm per feature cell
     projection: str = "discriminant"  # of the tokens onto the components: that, or "pca"
+    intensity_share: float = 0.33  # of local intensity in its and MIND's squared distance, where images agree on contrast
 
 
 @dataclass(frozen=True)

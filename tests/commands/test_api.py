@@ -192,14 +192,24 @@ def test_tokens_are_projected_by_a_first_match_unless_principal_components_are_w
     first = nnssl_reg.register(*images, model=model, features="dino", **QUICK)
     quick = {**QUICK, "overrides": {**QUICK.get("overrides", {}), "features.projection": "pca"}}
     second = nnssl_reg.register(*images, model=model, features="dino", **quick)
-    assert "projection" in first.registered.seconds and "projection" not in second.registered.seconds
+    assert "first match" in first.registered.seconds and "first match" not in second.registered.seconds
     assert first.registered.features[0].values.shape == second.registered.features[0].values.shape
     assert not torch.allclose(first.registered.features[0].values, second.registered.features[0].values)
     assert torch.isfinite(first.field.vectors_mm).all()
-    assert "projection" not in nnssl_reg.register(*images, model=model, features="mind", **QUICK).registered.seconds
     quick["overrides"]["features.projection"] = "lda"
     with pytest.raises(ValueError, match="features.projection should be discriminant or pca, got 'lda'"):
         nnssl_reg.register(*images, model=model, features="dino", **quick)
+
+
+def test_local_intensity_joins_mind_where_both_images_have_one_contrast(images, result):
+    fixed, moving = images
+    opposite = nnssl_reg.register(fixed, Image(-moving.array, moving.grid), **QUICK)
+    without = nnssl_reg.register(fixed, moving, **{**QUICK, "overrides": {"features.intensity_share": 0.0}}).registered
+    channels = [len(done.features[0].values) for done in (result.registered, opposite.registered, without)]
+    assert channels == [without.features[0].values.shape[0] + 1, channels[2], channels[2]]
+    assert result.registered.contrast_agreement > 0.3 and opposite.registered.contrast_agreement < -0.3
+    assert without.contrast_agreement is None and "first match" not in without.seconds
+    assert torch.equal(opposite.registered.features[0].values, without.features[0].values)
 
 
 def test_stronger_regularisation_gives_a_smoother_field(images):

@@ -1,0 +1,51 @@
+"""Local intensity: how bright a place is beside its surroundings, which MIND leaves out; for images of one contrast."""
+
+import torch
+import torch.nn.functional as F
+
+from nnssl_reg.features.matched_cells import matched_cells
+from nnssl_reg.features.mind import with_a_cell
+from nnssl_reg.geometry.displacement import DisplacementField
+from nnssl_reg.geometry.grid import Grid
+from nnssl_reg.geometry.image import FeatureMap
+
+AGREES = 0.08  # correlation from which two images are of one contrast
+RADIUS = 8  # voxels of the surroundings to each side
+FLAT = 0.3  # of the mean variance of surroundings: flatter ones say little
+SLAB = 64  # planes squared at a time
+
+
+def local_intensity(image: torch.Tensor, grid: Grid, stride) -> FeatureMap:
+    """(m - M) / sqrt(V + FLAT mean V) of each cell: m its mean, M and V mean and variance of the voxels around it.
+
+    image (X, Y, Z) on grid, cells of `stride` voxels: one feature on grid.coarsened(stride), as of mind_features. Brightness,
+    scale and slow changes of either, like those of a coil's field, drop out. Of a flat image it is 0.
+    """
+    (image, grid), stride = with_a_cell(image, grid, stride), tuple(stride)
+    image = image[None].float()
+    image = image - image.mean()  # a large offset would cost digits
+    mean = F.avg_pool3d(image, stride, stride)
+    squares = [F.avg_pool3d(slab.square(), stride, stride) for slab in image.split(SLAB * stride[0], dim=1)]
+    radius = [max(1, round(RADIUS / s)) for s in stride]
+    around = _box_mean(mean, radius)
+    variance = (_box_mean(torch.cat(squares, dim=1), radius) - around.square()).clamp_(min=0)
+    spread = (variance + FLAT * variance.mean()).sqrt_().clamp_(min=torch.finfo(torch.float32).tiny)
+    return FeatureMap((mean - around) / spread, grid.coarsened(stride))
+
+
+def contrast_agreement(fixed: FeatureMap, moving: FeatureMap, matches: DisplacementField) -> float:
+    """The correlation of the local intensities of matched places, -1..1; 0 where there are none, or only flat ones.
+
+    matches: fixed points to moving points, RAS mm; roughly right is enough.
+    """
+    a, b = matched_cells(fixed, moving, matches)
+    return float((a * b).sum() / (a.square().sum() * b.square().sum()).sqrt().clamp(min=1e-12))
+
+
+def _box_mean(values: torch.Tensor, radius) -> torch.Tensor:
+    """Mean over boxes of 2 radius + 1 cells along each axis, edges replicated; (1, X, Y, Z)."""
+    for axis, r in enumerate(radius):
+        pad, size = [0] * 6, [1] * 3
+        pad[4 - 2 * axis : 6 - 2 * axis], size[axis] = [r, r], 2 * r + 1
+        values = F.avg_pool3d(F.pad(values[None], pad, mode="replicate")[0], size, stride=1)
+    return values
