@@ -14,9 +14,10 @@ from torch import nn
 from nnssl_reg.commands.machine import free_memory
 from nnssl_reg.features.discriminant import joint_discriminant
 from nnssl_reg.features.encode import encode
-from nnssl_reg.features.local_intensity import AGREES, contrast_agreement, local_intensity
+from nnssl_reg.features.local_intensity import contrast_agreement, intensity_weight, local_intensity
 from nnssl_reg.features.mind import mind_features
 from nnssl_reg.features.pca import joined, joint_pca
+from nnssl_reg.features.soft_tissue import soft_tissue_contrast
 from nnssl_reg.geometry.displacement import DisplacementField
 from nnssl_reg.geometry.grid import Grid
 from nnssl_reg.geometry.image import FeatureMap, Image
@@ -100,9 +101,10 @@ class FeatureStore:
             image = features.image if features else self.read(Path(name)) if image is None else image
             upright = _upright(image)
             features = features or self._computed(image, upright, Path(name), channel_name)
-            # flat places that say little would let backgrounds that overlap pass for patients that do
-            aligning = mind_features(*self._voxels(upright), ALIGNING_SCALES, 0.0, self.plan.mind_stride) if aligns else None
-            features = replace(features, aligning=aligning)
+            if aligns:
+                voxels = self._voxels(upright, is_ct(channel_name or guess_modality(image)))
+                # flat places that say little would let backgrounds that overlap pass for patients that do
+                features = replace(features, aligning=mind_features(*voxels, ALIGNING_SCALES, 0.0, self.plan.mind_stride))
         with self._lock:
             self._kept[key] = features
             self._kept.move_to_end(key)
@@ -127,9 +129,9 @@ class FeatureStore:
         mind, agreement = (fixed.mind, moving.mind), None
         if self._asks_contrast and matches is not None:
             intensity = (fixed.intensity, moving.intensity)
-            agreement = contrast_agreement(*intensity, matches)
-            if agreement >= AGREES:
-                mind = _joined(intensity, mind, self.plan.intensity_share)
+            agreement = contrast_agreement(intensity, mind, matches)
+            share = self.plan.intensity_share * intensity_weight(agreement)
+            mind = _joined(intensity, mind, share) if share > 0 else mind
         if self.kind == "mind":
             return PairFeatures(mind, agreement)
         tokens = fixed.tokens, moving.tokens
@@ -144,17 +146,19 @@ class FeatureStore:
         return self.kind != "dino" and self.plan.intensity_share > 0
 
     def _computed(self, image: Image, upright: Image, path: Path, channel_name: str | None) -> ImageFeatures:
-        noise = self.plan.mind_noise_ct if is_ct(channel_name or guess_modality(image)) else self.plan.mind_noise
-        voxels = self._voxels(upright)
+        ct = is_ct(channel_name or guess_modality(image))
+        noise = self.plan.mind_noise_ct if ct else self.plan.mind_noise
+        voxels = self._voxels(upright, ct)
         mind = mind_features(*voxels, self.plan.mind_scales, noise, self.plan.mind_stride)
         intensity = local_intensity(*voxels, self.plan.mind_stride)
         tokens = None if self.kind == "mind" else self._tokens(upright, path, channel_name)
         return ImageFeatures(image, mind, intensity, tokens)
 
-    def _voxels(self, upright: Image) -> tuple[torch.Tensor, Grid]:
-        """An image (X, Y, Z) at the spacing of MIND, on the device, and its grid."""
+    def _voxels(self, upright: Image, ct: bool) -> tuple[torch.Tensor, Grid]:
+        """What hand-made features see of an image, (X, Y, Z) at the spacing of MIND on the device, and its grid."""
         grid = upright.grid.with_spacing(self.plan.mind_spacing_mm)
-        return torch.from_numpy(resample(upright, grid).array[0]).to(self.device), grid
+        values = torch.from_numpy(resample(upright, grid).array[0]).to(self.device)
+        return soft_tissue_contrast(values) if ct else values, grid
 
     def _tokens(self, image: Image, path: Path, channel_name: str | None) -> FeatureMap:
         plan = self.model.configuration.image

@@ -9,7 +9,7 @@ from nnssl_reg.geometry.displacement import DisplacementField
 from nnssl_reg.geometry.grid import Grid
 from nnssl_reg.geometry.image import FeatureMap
 
-AGREES = 0.08  # correlation from which two images are of one contrast
+LEAST, ENOUGH = 0.3, 0.6  # agreement: CT and MR have at most 0.2, patients of one contrast 0.6 and more
 RADIUS = 8  # voxels of the surroundings to each side
 FLAT = 0.3  # of the mean variance of surroundings: flatter ones say little
 SLAB = 64  # planes squared at a time
@@ -33,13 +33,26 @@ def local_intensity(image: torch.Tensor, grid: Grid, stride) -> FeatureMap:
     return FeatureMap((mean - around) / spread, grid.coarsened(stride))
 
 
-def contrast_agreement(fixed: FeatureMap, moving: FeatureMap, matches: DisplacementField) -> float:
-    """The correlation of the local intensities of matched places, -1..1; 0 where there are none, or only flat ones.
+def contrast_agreement(intensity: tuple[FeatureMap, FeatureMap], mind: tuple[FeatureMap, FeatureMap],
+                       matches: DisplacementField) -> float:  # fmt: skip
+    """How well local intensities agree at matched places, as a multiple of how well MIND does; 0: not, or opposite.
 
-    matches: fixed points to moving points, RAS mm; roughly right is enough.
+    Of the correlation r of each, r / (1 - r), its signal to noise. MIND counts less its mean over the channels, which is alike
+    wherever patches are flat. matches: fixed points to moving points, RAS mm, by MIND; roughly right is enough.
     """
-    a, b = matched_cells(fixed, moving, matches)
-    return float((a * b).sum() / (a.square().sum() * b.square().sum()).sqrt().clamp(min=1e-12))
+    ours = _correlation(*matched_cells(*intensity, matches))
+    theirs = _correlation(*(cells - cells.mean(0) for cells in matched_cells(*mind, matches)))
+    return ours / (1 - ours) / max(theirs / (1 - theirs), 1e-6)
+
+
+def intensity_weight(agreement: float) -> float:
+    """Share of the planned weight of local intensity: 0 up to LEAST, 1 from ENOUGH, between them a line."""
+    return min(1.0, max(0.0, (agreement - LEAST) / (ENOUGH - LEAST)))
+
+
+def _correlation(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Of values about 0, kept from 0 (or below) to 0.999; 0 where there are none, or only zeros."""
+    return min(0.999, max(0.0, float((a * b).sum() / (a.square().sum() * b.square().sum()).sqrt().clamp(min=1e-12))))
 
 
 def _box_mean(values: torch.Tensor, radius) -> torch.Tensor:

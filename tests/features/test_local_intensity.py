@@ -5,10 +5,21 @@ import pytest
 import torch
 from scipy.ndimage import uniform_filter
 
-from nnssl_reg.features.local_intensity import AGREES, FLAT, RADIUS, contrast_agreement, local_intensity
+from nnssl_reg.features.local_intensity import (
+    ENOUGH,
+    FLAT,
+    LEAST,
+    RADIUS,
+    contrast_agreement,
+    intensity_weight,
+    local_intensity,
+)
+from nnssl_reg.features.mind import mind_features
 from nnssl_reg.geometry.displacement import DisplacementField
 from nnssl_reg.geometry.grid import Grid
+from nnssl_reg.geometry.image import FeatureMap
 
+STRIDE = (2, 2, 2)
 GRID = Grid((36, 30, 24), np.diag([2.0, 2.0, 3.0, 1.0]))
 
 
@@ -50,18 +61,53 @@ def test_a_flat_image_is_exactly_0_and_a_thin_one_has_a_cell():
     assert found.values.shape == (1, 15, 1, 10) and found.values.isfinite().all() and found.values.any()
 
 
-def test_one_contrast_agrees_where_it_is_matched_and_the_opposite_or_another_one_does_not():
+@pytest.fixture(scope="module")
+def shifted():
+    """Local intensity and MIND of an image, and of the same image 6 voxels further along the first axis."""
     whole = blobs(3, (42, 30, 24))
-    fixed, moving = (local_intensity(part, GRID, (2, 2, 2)) for part in (whole[6:], whole[:36]))
-    right = contrast_agreement(fixed, moving, moved((12.0, 0.0, 0.0)))  # 6 voxels of 2 mm
-    assert right > 0.9 and contrast_agreement(fixed, moving, moved((0.0, 0.0, 0.0))) < AGREES
-    opposite = local_intensity(-3 * whole[:36], GRID, (2, 2, 2))
-    assert contrast_agreement(fixed, opposite, moved((12.0, 0.0, 0.0))) == pytest.approx(-right, abs=1e-3)
-    other = local_intensity(blobs(4), GRID, (2, 2, 2))
-    assert abs(contrast_agreement(fixed, other, moved((0.0, 0.0, 0.0)))) < AGREES
+    return [(local_intensity(part, GRID, STRIDE), mind_features(part, GRID, ((1, 2),), 0.1, STRIDE), part)
+            for part in (whole[6:], whole[:36])]  # fmt: skip
 
 
-def test_images_that_do_not_meet_and_flat_ones_agree_in_nothing():
-    fixed, flat = local_intensity(blobs(5), GRID, (2, 2, 2)), local_intensity(torch.zeros(GRID.shape), GRID, (2, 2, 2))
-    assert contrast_agreement(fixed, fixed, moved((1000.0, 0.0, 0.0))) == 0
-    assert contrast_agreement(fixed, flat, moved((0.0, 0.0, 0.0))) == 0
+def agreement(fixed, moving, vector_mm) -> float:
+    return contrast_agreement((fixed[0], moving[0]), (fixed[1], moving[1]), moved(vector_mm))
+
+
+def test_one_contrast_agrees_as_well_as_mind_where_it_is_matched(shifted):
+    assert agreement(*shifted, (12.0, 0.0, 0.0)) > ENOUGH  # 6 voxels of 2 mm
+    assert intensity_weight(agreement(*shifted, (12.0, 0.0, 0.0))) == 1
+
+
+def test_the_opposite_contrast_has_no_weight_and_neither_have_curves_that_turn_some_of_it_around(shifted):
+    fixed, (_, _, image) = shifted
+    for change in (lambda v: -3 * v, lambda v: v.abs(), lambda v: torch.sin(v / 2)):
+        changed = change(image)
+        moving = local_intensity(changed, GRID, STRIDE), mind_features(changed, GRID, ((1, 2),), 0.1, STRIDE)
+        assert intensity_weight(agreement(fixed, moving, (12.0, 0.0, 0.0))) == 0
+
+
+def test_the_agreement_is_the_ratio_of_both_signals_to_their_noise(shifted):
+    fixed, moving = shifted
+    still = moved((0.0, 0.0, 0.0))
+    noisy = FeatureMap(fixed[0].values + 0.7 * torch.randn(fixed[0].values.shape, generator=torch.Generator().manual_seed(0)),
+                       fixed[0].grid)  # fmt: skip
+    r = np.corrcoef(fixed[0].values.flatten(), noisy.values.flatten())[0, 1]
+    structures = [m.values.double().numpy() - m.values.double().numpy().mean(0) for m in (fixed[1], moving[1])]
+    s = (structures[0] * structures[1]).sum() / np.sqrt((structures[0] ** 2).sum() * (structures[1] ** 2).sum())
+    found = contrast_agreement((fixed[0], noisy), (fixed[1], moving[1]), still)
+    assert s > 0 and found == pytest.approx(r / (1 - r) / (s / (1 - s)), rel=0.02)  # the means are nearly 0
+
+
+def test_the_weight_rises_between_what_modalities_and_what_patients_have():
+    assert [intensity_weight(a) for a in (-1.0, 0.0, LEAST, (LEAST + ENOUGH) / 2, ENOUGH, 9.0)] == pytest.approx(
+        [0, 0, 0, 0.5, 1, 1]
+    )
+
+
+def test_images_that_do_not_meet_and_flat_ones_agree_in_nothing(shifted):
+    fixed, _ = shifted
+    flat = (
+        local_intensity(torch.zeros(GRID.shape), GRID, STRIDE),
+        mind_features(torch.zeros(GRID.shape), GRID, ((1, 2),), 0.1, STRIDE),
+    )
+    assert agreement(fixed, fixed, (1000.0, 0.0, 0.0)) == 0 == agreement(fixed, flat, (0.0, 0.0, 0.0))
