@@ -26,7 +26,7 @@ from nnssl_reg.imageio.images import read_image
 from nnssl_reg.imageio.raw_dataset import guess_modality
 from nnssl_reg.planning.fingerprint import intensity_doubt
 from nnssl_reg.planning.foreground import is_ct
-from nnssl_reg.planning.plans import Configuration, FeaturesPlan
+from nnssl_reg.planning.plans import Configuration, FeaturesPlan, RegistrationPlan
 from nnssl_reg.preprocessing.preprocess_case import preprocess_image
 from nnssl_reg.pretraining.model_card import ModelCard
 from nnssl_reg.registration.cells import feature_scale
@@ -122,7 +122,11 @@ class FeatureStore:
     @property
     def needs_matches(self) -> bool:
         """Whether `pair` asks for a first match of the images."""
-        return self._asks_contrast or (self.kind != "mind" and self.plan.projection == "discriminant")
+        return self._asks_contrast or self._discriminates
+
+    def matching(self, plan: RegistrationPlan) -> RegistrationPlan:
+        """The settings of that match: the search alone; one round is enough to compare contrasts, not for discriminants."""
+        return replace(plan, rounds=plan.rounds if self._discriminates else 1, iterations=0, symmetric=False)
 
     def pair(self, fixed: ImageFeatures, moving: ImageFeatures, matches: DisplacementField | None = None) -> PairFeatures:
         """The two feature maps to register, as the kind of features says. matches: fixed to moving points, roughly."""
@@ -135,15 +139,19 @@ class FeatureStore:
         if self.kind == "mind":
             return PairFeatures(mind, agreement)
         tokens = fixed.tokens, moving.tokens
-        if self.plan.projection == "pca" or matches is None:
-            learned = joint_pca(*tokens, self.plan.components)
-        else:
+        if self._discriminates and matches is not None:
             learned = joint_discriminant(*tokens, matches, self.plan.components)
+        else:
+            learned = joint_pca(*tokens, self.plan.components)
         return PairFeatures(learned if self.kind == "dino" else _joined(learned, mind, DINO_SHARE), agreement)
 
     @property
     def _asks_contrast(self) -> bool:
         return self.kind != "dino" and self.plan.intensity_share > 0
+
+    @property
+    def _discriminates(self) -> bool:
+        return self.kind != "mind" and self.plan.projection == "discriminant"
 
     def _computed(self, image: Image, upright: Image, path: Path, channel_name: str | None) -> ImageFeatures:
         ct = is_ct(channel_name or guess_modality(image))

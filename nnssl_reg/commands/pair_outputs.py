@@ -22,7 +22,7 @@ from nnssl_reg.registration.rigid_regions import RigidRegion
 MEANING = {
     "maps": "a point of the fixed image to the moving point that corresponds to it; images are pulled the other way, "
     "warped(p) = moving(p + field(p))",
-    "contrast_agreement": "correlation of the local intensities of both images after a first match, null if not asked for",
+    "contrast_agreement": "how well local intensities agree after a first match beside MIND; null: not asked for",
     "initial_matrix": "initial alignment, fixed world -> moving world, homogeneous RAS mm",
 }
 

@@ -20,7 +20,6 @@ from nnssl_reg.registration.convex_adam import register_features
 from nnssl_reg.registration.diffeomorphic import Diffeomorphism, diffeomorphic
 from nnssl_reg.registration.rigid_regions import RigidRegion, with_rigid_regions
 
-FIRST_MATCH = {"rounds": 1, "iterations": 0, "symmetric": False}  # roughly right is enough of what it is asked for
 FAR_APART_MM = 500.0  # fields of view this far from overlapping hint at a wrong header
 LEAST_SEEN = 8  # voxels and cells along each axis that the initial alignment compares, however thin a mask
 
@@ -61,7 +60,7 @@ class RegisteredPair:
     image's own); field: both, on the fixed image's own grid. features: of fixed and moving, as registered; apart_mm: at the
     fixed feature cells, between the registrations of the two directions (X, Y, Z), None if only one was made.
     counted: the fixed cells that its mask leaves, (X, Y, Z) bool, None without one. seconds: per stage.
-    contrast_agreement: the correlation of both images' local intensities after a first match, None if it was not asked for.
+    contrast_agreement: how well local intensities agree after a first match, see local_intensity; None if nobody asked.
     landmarks: of the fixed and of the moving image, (N, 3) RAS mm each, if there are any.
     flow: the deformation and its inverse, if it was made diffeomorphic. rigid: the regions that move as rigid bodies.
     """
@@ -144,7 +143,7 @@ def deform_pair(pair: ImagePair, store: FeatureStore, plan: RegistrationPlan,
     clock.lap("initial alignment")
     matches = None
     if store.needs_matches:
-        found, _, _ = _deformation(pair, (fixed.mind, moving.mind), alignment, replace(plan, **FIRST_MATCH))
+        found, _, _ = _deformation(pair, (fixed.mind, moving.mind), alignment, store.matching(plan))
         matches = alignment.transform.after(found)
     features = store.pair(fixed, moving, matches)
     if matches is not None:
