@@ -14,7 +14,7 @@ from torch import nn
 from nnssl_reg.commands.machine import free_memory
 from nnssl_reg.features.discriminant import joint_discriminant
 from nnssl_reg.features.encode import encode
-from nnssl_reg.features.local_intensity import contrast_agreement, intensity_weight, local_intensity
+from nnssl_reg.features.local_intensity import contrast_agreement, local_intensity
 from nnssl_reg.features.mind import mind_features
 from nnssl_reg.features.pca import joined, joint_pca
 from nnssl_reg.features.soft_tissue import soft_tissue_contrast
@@ -67,14 +67,6 @@ class ImageFeatures:
     aligning: FeatureMap | None = None
 
 
-@dataclass(frozen=True)
-class PairFeatures:
-    """What is registered of two images: fixed and moving map, and their contrast_agreement, None if it was not asked for."""
-
-    maps: tuple[FeatureMap, FeatureMap]
-    agreement: float | None
-
-
 class FeatureStore:
     """Encodes images on demand and keeps them while memory allows: the last two always, older ones within kept_bytes.
 
@@ -121,29 +113,33 @@ class FeatureStore:
 
     @property
     def needs_matches(self) -> bool:
-        """Whether `pair` asks for a first match of the images."""
+        """Whether `agreement` or `pair` ask for a first match of the images."""
         return self._asks_contrast or self._discriminates
 
     def matching(self, plan: RegistrationPlan) -> RegistrationPlan:
         """The settings of that match: the search alone; one round is enough to compare contrasts, not for discriminants."""
         return replace(plan, rounds=plan.rounds if self._discriminates else 1, iterations=0, symmetric=False)
 
-    def pair(self, fixed: ImageFeatures, moving: ImageFeatures, matches: DisplacementField | None = None) -> PairFeatures:
+    def agreement(self, fixed: ImageFeatures, moving: ImageFeatures, matches: DisplacementField | None) -> float | None:
+        """The contrast_agreement of two images; None where local intensity is not wanted."""
+        if matches is None or not self._asks_contrast:
+            return None
+        return contrast_agreement((fixed.intensity, moving.intensity), (fixed.mind, moving.mind), matches)
+
+    def pair(self, fixed: ImageFeatures, moving: ImageFeatures, matches: DisplacementField | None = None,
+             with_intensity: bool = False) -> tuple[FeatureMap, FeatureMap]:  # fmt: skip
         """The two feature maps to register, as the kind of features says. matches: fixed to moving points, roughly."""
-        mind, agreement = (fixed.mind, moving.mind), None
-        if self._asks_contrast and matches is not None:
-            intensity = (fixed.intensity, moving.intensity)
-            agreement = contrast_agreement(intensity, mind, matches)
-            share = self.plan.intensity_share * intensity_weight(agreement)
-            mind = _joined(intensity, mind, share) if share > 0 else mind
+        mind = (fixed.mind, moving.mind)
+        if with_intensity:
+            mind = _joined((fixed.intensity, moving.intensity), mind, self.plan.intensity_share)
         if self.kind == "mind":
-            return PairFeatures(mind, agreement)
+            return mind
         tokens = fixed.tokens, moving.tokens
         if self._discriminates and matches is not None:
             learned = joint_discriminant(*tokens, matches, self.plan.components)
         else:
             learned = joint_pca(*tokens, self.plan.components)
-        return PairFeatures(learned if self.kind == "dino" else _joined(learned, mind, DINO_SHARE), agreement)
+        return learned if self.kind == "dino" else _joined(learned, mind, DINO_SHARE)
 
     @property
     def _asks_contrast(self) -> bool:

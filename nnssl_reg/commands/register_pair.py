@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from nnssl_reg.commands.pair_features import FeatureStore, ImageFeatures
+from nnssl_reg.features.local_intensity import AGREES
 from nnssl_reg.geometry.affine import AffineTransform
 from nnssl_reg.geometry.cropping import foreground_box
 from nnssl_reg.geometry.displacement import DisplacementField
@@ -53,6 +54,14 @@ class ImagePair:
 
 
 @dataclass(frozen=True)
+class Contrast:
+    """agreement: of the contrasts of two images, see contrast_agreement; used: whether their local intensity was, therefore."""
+
+    agreement: float
+    used: bool
+
+
+@dataclass(frozen=True)
 class RegisteredPair:
     """What a registration found: moving point = initial(p + deformation(p)) for a fixed point p.
 
@@ -60,7 +69,7 @@ class RegisteredPair:
     image's own); field: both, on the fixed image's own grid. features: of fixed and moving, as registered; apart_mm: at the
     fixed feature cells, between the registrations of the two directions (X, Y, Z), None if only one was made.
     counted: the fixed cells that its mask leaves, (X, Y, Z) bool, None without one. seconds: per stage.
-    contrast_agreement: how well local intensities agree after a first match, see local_intensity; None if nobody asked.
+    contrast: None where local intensity was not wanted.
     landmarks: of the fixed and of the moving image, (N, 3) RAS mm each, if there are any.
     flow: the deformation and its inverse, if it was made diffeomorphic. rigid: the regions that move as rigid bodies.
     """
@@ -79,7 +88,7 @@ class RegisteredPair:
     flow: Diffeomorphism | None = None
     rigid: tuple[RigidRegion, ...] = ()
     counted: torch.Tensor | None = None
-    contrast_agreement: float | None = None
+    contrast: Contrast | None = None
 
     def inverse(self, grid: Grid) -> DisplacementField:
         """The field that leads moving points back to fixed points, on a grid in the moving world."""
@@ -100,7 +109,7 @@ class DeformedPair:
     apart_mm: torch.Tensor | None
     seconds: dict[str, float]
     counted: torch.Tensor | None = None
-    contrast_agreement: float | None = None
+    contrast: Contrast | None = None
 
 
 def register_pair(pair: ImagePair, store: FeatureStore, plan: RegistrationPlan, *, is_diffeomorphic: bool = False,
@@ -120,7 +129,7 @@ def register_pair(pair: ImagePair, store: FeatureStore, plan: RegistrationPlan, 
     clock.lap("field")
     return RegisteredPair(*found.images, pair.fixed.label, pair.moving.label, alignment, deformation, field, found.features,
                           found.apart_mm, clock.seconds, pair.landmarks, flow, rigid, found.counted,
-                          found.contrast_agreement)  # fmt: skip
+                          found.contrast)  # fmt: skip
 
 
 def deform_pair(pair: ImagePair, store: FeatureStore, plan: RegistrationPlan,
@@ -145,14 +154,21 @@ def deform_pair(pair: ImagePair, store: FeatureStore, plan: RegistrationPlan,
     if store.needs_matches:
         found, _, _ = _deformation(pair, (fixed.mind, moving.mind), alignment, store.matching(plan))
         matches = alignment.transform.after(found)
-    features = store.pair(fixed, moving, matches)
+    agreement = store.agreement(fixed, moving, matches)
     if matches is not None:
         clock.lap("first match")
-    field, apart_mm, counted = _deformation(pair, features.maps, alignment, plan)
+    bright = agreement is not None and agreement >= AGREES
+    maps = store.pair(fixed, moving, matches, bright)
+    field, apart_mm, counted = _deformation(pair, maps, alignment, plan)
+    if agreement is not None and not bright and apart_mm is not None:  # who knows: the better of both
+        tried = store.pair(fixed, moving, matches, True)
+        other = _deformation(pair, tried, alignment, plan)
+        bright = bool(other[1].median() < apart_mm.median())
+        maps, (field, apart_mm, counted) = (tried, other) if bright else (maps, (field, apart_mm, counted))
     clock.lap("convex adam")
     deformation = field.on(_covering(field.grid, fixed.image.grid))
-    return DeformedPair((fixed.image, moving.image), alignment, deformation, features.maps, apart_mm, clock.seconds,
-                        counted, features.agreement)  # fmt: skip
+    contrast = None if agreement is None else Contrast(agreement, bright)
+    return DeformedPair((fixed.image, moving.image), alignment, deformation, maps, apart_mm, clock.seconds, counted, contrast)
 
 
 def _deformation(pair: ImagePair, maps: tuple[FeatureMap, FeatureMap], alignment: InitialAlignment, plan: RegistrationPlan):

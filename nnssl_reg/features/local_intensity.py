@@ -9,7 +9,7 @@ from nnssl_reg.geometry.displacement import DisplacementField
 from nnssl_reg.geometry.grid import Grid
 from nnssl_reg.geometry.image import FeatureMap
 
-LEAST, ENOUGH = 0.3, 0.6  # agreement: CT and MR have at most 0.2, patients of one contrast 0.6 and more
+AGREES = 0.6  # what most pairs of patients of one contrast reach, and those of different ones do not
 RADIUS = 8  # voxels of the surroundings to each side
 FLAT = 0.3  # of the mean variance of surroundings: flatter ones say little
 SLAB = 64  # planes squared at a time
@@ -43,11 +43,6 @@ def contrast_agreement(intensity: tuple[FeatureMap, FeatureMap], mind: tuple[Fea
     ours = _correlation(*matched_cells(*intensity, matches))
     theirs = _correlation(*(cells - cells.mean(0) for cells in matched_cells(*mind, matches)))
     return ours / (1 - ours) / max(theirs / (1 - theirs), 1e-6)
-
-
-def intensity_weight(agreement: float) -> float:
-    """Share of the planned weight of local intensity: 0 up to LEAST, 1 from ENOUGH, between them a line."""
-    return min(1.0, max(0.0, (agreement - LEAST) / (ENOUGH - LEAST)))
 
 
 def _correlation(a: torch.Tensor, b: torch.Tensor) -> float:

@@ -114,7 +114,7 @@ def registration_memory(
     sampled = math.prod(fixed.extent_mm) / math.prod(features.mind_spacing_mm)
     return RegistrationMemory(
         images=IMAGE_BYTES * sum(voxels),
-        maps=4 * (channels + 12) * sum(cells),
+        maps=4 * (2 * channels + 12) * sum(cells),
         search=max(4 * COST_COPIES * volume + CELL_BYTES * channels * max(cells), SAMPLED_BYTES * sampled),
         output=OUTPUT_BYTES * voxels[0] + SLAB_BYTES * min(voxels[0], SLAB_VOXELS),
     )

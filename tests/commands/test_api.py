@@ -13,7 +13,9 @@ import torch
 from scipy.spatial.distance import pdist
 
 import nnssl_reg
+from nnssl_reg.commands import register_pair
 from nnssl_reg.commands.entry import main
+from nnssl_reg.features.local_intensity import AGREES
 from nnssl_reg.geometry.grid import Grid
 from nnssl_reg.geometry.image import Image
 from nnssl_reg.imageio.images import read_image, write_image
@@ -207,9 +209,24 @@ def test_local_intensity_joins_mind_where_both_images_have_one_contrast(images, 
     without = nnssl_reg.register(fixed, moving, **{**QUICK, "overrides": {"features.intensity_share": 0.0}}).registered
     channels = [len(done.features[0].values) for done in (result.registered, opposite.registered, without)]
     assert channels == [without.features[0].values.shape[0] + 1, channels[2], channels[2]]
-    assert result.registered.contrast_agreement > 0.6 and opposite.registered.contrast_agreement == 0
-    assert without.contrast_agreement is None and "first match" not in without.seconds
+    assert result.registered.contrast.agreement > AGREES and result.registered.contrast.used
+    assert opposite.registered.contrast.agreement == 0 and not opposite.registered.contrast.used
+    assert without.contrast is None and "first match" not in without.seconds
     assert torch.equal(opposite.registered.features[0].values, without.features[0].values)
+
+
+def test_where_contrasts_hardly_agree_the_registration_whose_directions_lie_closer_is_kept(images, monkeypatch):
+    found = {}
+    for least in (-1.0, 1e9):  # local intensity taken for granted; on trial
+        monkeypatch.setattr(register_pair, "AGREES", least)
+        found[least] = nnssl_reg.register(*images, **QUICK).registered
+    without = nnssl_reg.register(
+        *images, **{**QUICK, "overrides": {"features.intensity_share": 0.0, **QUICK["overrides"]}}
+    ).registered
+    better = bool(found[-1.0].apart_mm.median() < without.apart_mm.median())
+    tried, kept = found[1e9], found[-1.0] if better else without
+    assert tried.contrast.used == better and found[-1.0].contrast.used
+    assert torch.equal(tried.field.vectors_mm, kept.field.vectors_mm)
 
 
 def test_stronger_regularisation_gives_a_smoother_field(images):

@@ -64,7 +64,7 @@ def test_kinds_of_features_have_their_channels_and_grids(store_of, files):
     for kind in ("mind", "dino", "dino+mind"):
         store = store_of(kind)
         images = [store.of(path, None) for path in files[:2]]
-        maps[kind] = store.pair(*images).maps
+        maps[kind] = store.pair(*images)
     assert [maps[kind][0].values.shape[0] for kind in maps] == [12, 6, 18]
     assert np.allclose(maps["dino"][0].grid.spacing_mm, 16) and np.allclose(maps["mind"][0].grid.spacing_mm, 8)
     assert maps["dino+mind"][1].grid == maps["mind"][1].grid
