@@ -9,7 +9,7 @@ from nnssl_reg.geometry.displacement import DisplacementField
 from nnssl_reg.geometry.grid import Grid
 from nnssl_reg.geometry.image import FeatureMap
 
-AGREES = 0.6  # what most pairs of patients of one contrast reach, and those of different ones do not
+AGREES = 0.5  # patients of one contrast have more, those of different ones less
 RADIUS = 8  # voxels of the surroundings to each side
 FLAT = 0.3  # of the mean variance of surroundings: flatter ones say little
 SLAB = 64  # planes squared at a time
