@@ -55,14 +55,14 @@ class Model:
 
 @dataclass(frozen=True)
 class ImageFeatures:
-    """An image as read, its MIND features and local intensity as the plan wants them, and, with a model, tokens.
+    """An image as read, its MIND features and local intensity as the plan wants them (or none), and, with a model, tokens.
 
     aligning: the MIND features of the initial alignment, once one was asked for.
     """
 
     image: Image
     mind: FeatureMap
-    intensity: FeatureMap
+    intensity: FeatureMap | None
     tokens: FeatureMap | None
     aligning: FeatureMap | None = None
 
@@ -154,7 +154,7 @@ class FeatureStore:
         noise = self.plan.mind_noise_ct if ct else self.plan.mind_noise
         voxels = self._voxels(upright, ct)
         mind = mind_features(*voxels, self.plan.mind_scales, noise, self.plan.mind_stride)
-        intensity = local_intensity(*voxels, self.plan.mind_stride)
+        intensity = local_intensity(*voxels, self.plan.mind_stride) if self._asks_contrast else None
         tokens = None if self.kind == "mind" else self._tokens(upright, path, channel_name)
         return ImageFeatures(image, mind, intensity, tokens)
 

@@ -35,14 +35,15 @@ def local_intensity(image: torch.Tensor, grid: Grid, stride) -> FeatureMap:
 
 def contrast_agreement(intensity: tuple[FeatureMap, FeatureMap], mind: tuple[FeatureMap, FeatureMap],
                        matches: DisplacementField) -> float:  # fmt: skip
-    """How well local intensities agree at matched places, as a multiple of how well MIND does; 0: not, or opposite.
+    """How well local intensities agree at matched places, as a multiple of how well MIND does; 0: not, or opposite,
+    or MIND itself found nothing that agrees.
 
     Of the correlation r of each, r / (1 - r), its signal to noise. MIND counts less its mean over the channels, which is alike
     wherever patches are flat. matches: fixed points to moving points, RAS mm, by MIND; roughly right is enough.
     """
     ours = _correlation(*matched_cells(*intensity, matches))
     theirs = _correlation(*(cells - cells.mean(0) for cells in matched_cells(*mind, matches)))
-    return ours / (1 - ours) / max(theirs / (1 - theirs), 1e-6)
+    return ours / (1 - ours) / (theirs / (1 - theirs)) if theirs > 0 else 0.0
 
 
 def _correlation(a: torch.Tensor, b: torch.Tensor) -> float:

@@ -12,7 +12,6 @@ from nnssl_reg.planning.rules_image import DataSummary
 SMALL_WINDOW_TOKENS = 2048  # twice a crop of the training; attention's time grows with their square, which a CPU feels first
 FEW_TOKENS = 24  # per axis in the geometric mean, below which a token grid alone is too coarse a fine grid
 SHIFTED_TOKENS = 131_072  # that all passes at shifted positions may sum to
-INTENSITY_SHARE = 0.33
 COARSE_VOXELS = 6  # of the MIND spacing per coarse cell, as in ConvexAdam
 SMALL_VOLUME = 64**3  # voxels below which the fine grid is every voxel
 FINE_SCALES, COARSE_SCALES = ((1, 1), (0, 2)), ((1, 2),)  # of MIND: (radius, dilation) in voxels
@@ -67,8 +66,8 @@ def mind_choices(data: DataSummary, spacing_mm) -> dict[str, Choice]:
         if stride == 1 else Choice(COARSE_SCALES, "radius, dilation: as in convexAdam; finer ones are lost in larger cells"),
         "mind_noise": Choice(1.0, "of the mean local variance: patches flatter than that say little"),
         "mind_noise_ct": Choice(0.1, "less than elsewhere: soft tissues differ little beside the edges of bone and air"),
-        "intensity_share": Choice(INTENSITY_SHARE, "of local intensity beside MIND, for pairs that agree on contrast: it tells "
-                                                   "bright from dark, which MIND does not"),
+        "intensity_share": Choice(0.33, "of local intensity beside MIND, for pairs that agree on contrast: it tells bright "
+                                        "from dark, which MIND does not"),
         "mind_stride": Choice((stride,) * 3, f"cells of {stride * spacing:.3g} mm: " + (
             "every voxel of so small a volume" if stride == 1 else "the fine grid of the registration, as in convexAdam")),
     }  # fmt: skip

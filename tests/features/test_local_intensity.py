@@ -101,4 +101,5 @@ def test_images_that_do_not_meet_and_flat_ones_agree_in_nothing(shifted):
         local_intensity(torch.zeros(GRID.shape), GRID, STRIDE),
         mind_features(torch.zeros(GRID.shape), GRID, ((1, 2),), 0.1, STRIDE),
     )
+    assert contrast_agreement((fixed[0],) * 2, (flat[1],) * 2, moved((0.0, 0.0, 0.0))) == 0  # where MIND has no say
     assert agreement(fixed, fixed, (1000.0, 0.0, 0.0)) == 0 == agreement(fixed, flat, (0.0, 0.0, 0.0))
