@@ -143,7 +143,7 @@ def _one_of_them(work: Callable[[Namespace, Place], int], args: Namespace, first
         torch.set_num_threads(max(1, torch.get_num_threads() // size))
     device = torch.device("cuda", rank) if first.device.type == "cuda" else first.device
     try:
-        sys.exit(work(args, replace(first, device=device, processes=Processes(rank, size))))
+        _leave(work(args, replace(first, device=device, processes=Processes(rank, size))))
     except KeyboardInterrupt:
         _leave(128 + signal.SIGINT)
     except Exception as error:
