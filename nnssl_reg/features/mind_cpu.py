@@ -81,26 +81,6 @@ def _contrast(sums, x, y, places, margin, scale, distances, least, variance):
 
 
 @compiled(fastmath=FAST)
-def _sum_variance(first, last, padded, shape, shifts, places, radius, dilation, totals):
-    """Sums over the voxels of each chunk of planes of the mean over the pairs of D - min D, added to totals."""
-    margin = radius + dilation
-    for chunk in range(first, last):
-        boxed = np.empty((len(shifts), 2 * radius + 1, shape[1] + dilation, shape[2] + dilation), np.float32)
-        sums = np.empty((len(shifts), dilation + 1, shape[1] + dilation, shape[2] + dilation), np.float32)
-        row, distances = np.empty(shape[2] + dilation + 2 * radius, np.float32), np.empty((len(places), shape[2]), np.float32)
-        least, variance = np.empty(shape[2], np.float32), np.empty(shape[2], np.float32)
-        scale = np.float32(1 / (2 * radius + 1) ** 3)
-        start, stop = chunk * CHUNK, min((chunk + 1) * CHUNK, shape[0])
-        for x in range(start - margin, stop + radius):
-            _next_plane(padded, x, shifts, radius, dilation, row, boxed, sums)
-            if x < start + radius:
-                continue
-            for y in range(shape[1]):
-                _contrast(sums, x - radius, y, places, margin, scale, distances, least, variance)
-                totals[chunk] += np.sum(variance)
-
-
-@compiled(fastmath=FAST)
 def _add_exponentials(distances, least, rate, fraction, exponent, out):
     """Add exp((distance - least) * rate), rate <= 0, to out (12, Z): 2^n from the bits of a float, the rest by its series."""
     power = exponent.view(np.float32)
@@ -119,21 +99,21 @@ def _add_exponentials(distances, least, rate, fraction, exponent, out):
 
 
 @compiled(fastmath=FAST)
-def _features(first, last, padded, shifts, places, radius, dilation, low, high, extra, stride, per_chunk, out):
-    """exp(-D / V) averaged over cells of `stride` voxels into out (12, X', Y', Z'); V kept within low..high, plus extra.
+def _sweep(first, last, padded, shape, shifts, places, radius, dilation, planes, totals, limits, stride, out):
+    """Over the voxels of `shape`, in chunks of `planes`: the mean over the pairs of D - min D, summed into totals (chunks); or,
+    if totals is empty, exp(-D / V) averaged over cells of `stride` voxels into out (12, X', Y', Z').
 
-    first, last: of the chunks, each per_chunk planes of cells.
+    limits: the least and the largest V, and what is added to it. One kernel for both, because it takes seconds to compile.
     """
-    count, cells, margin = out.shape[0], out.shape[1:], radius + dilation
-    rows, length = cells[1] * stride[1], cells[2] * stride[2]
+    count, rows, length, margin = len(places), shape[1], shape[2], radius + dilation
     scale, share = np.float32(1 / (2 * radius + 1) ** 3), np.float32(1 / (stride[0] * stride[1] * stride[2]))
     for chunk in range(first, last):
         boxed = np.empty((len(shifts), 2 * radius + 1, rows + dilation, length + dilation), np.float32)
         sums = np.empty((len(shifts), dilation + 1, rows + dilation, length + dilation), np.float32)
         row, distances = np.empty(length + dilation + 2 * radius, np.float32), np.empty((count, length), np.float32)
         least, variance, fraction = np.empty(length, np.float32), np.empty(length, np.float32), np.empty(length, np.float32)
-        exponent, along = np.empty(length, np.int32), np.empty((cells[1], count, length), np.float32)
-        start, stop = chunk * per_chunk * stride[0], min((chunk + 1) * per_chunk, cells[0]) * stride[0]
+        exponent, along = np.empty(length, np.int32), np.empty((out.shape[2], count, length), np.float32)
+        start, stop = chunk * planes, min((chunk + 1) * planes, shape[0])
         for x in range(start - margin, stop + radius):
             _next_plane(padded, x, shifts, radius, dilation, row, boxed, sums)
             here = x - radius
@@ -143,10 +123,13 @@ def _features(first, last, padded, shifts, places, radius, dilation, low, high, 
                 along[:] = 0
             for y in range(rows):
                 _contrast(sums, here, y, places, margin, scale, distances, least, variance)
+                if totals.shape[0] > 0:
+                    totals[chunk] += np.sum(variance)
+                    continue
                 for z in range(length):
-                    variance[z] = -scale / (min(max(variance[z], low), high) + extra)
+                    variance[z] = -scale / (min(max(variance[z], limits[0]), limits[1]) + limits[2])
                 _add_exponentials(distances, least, variance, fraction, exponent, along[y // stride[1]])
-            if here % stride[0] == stride[0] - 1:
+            if totals.shape[0] == 0 and here % stride[0] == stride[0] - 1:
                 _pool(along, share, stride[2], out[:, here // stride[0]])
 
 
@@ -178,16 +161,17 @@ def _shifts_and_places(pairs, dilation: int) -> tuple[np.ndarray, np.ndarray]:
 
 def mind_cells(image: np.ndarray, pairs, radius: int, dilation: int, noise: float, stride) -> np.ndarray:
     """What mind.mind_ssc computes, averaged over cells: image (X, Y, Z) float32 -> (12, X', Y', Z') float32."""
-    padded = np.pad(image, radius + dilation, mode="edge")
-    shifts, places = _shifts_and_places(pairs, dilation)
-    totals = np.zeros(math.ceil(image.shape[0] / CHUNK))
-    on_threads(_sum_variance, len(totals), padded, image.shape, shifts, places, radius, dilation, totals)
+    padded, stride = np.pad(image, radius + dilation, mode="edge"), tuple(stride)
+    fixed = (*_shifts_and_places(pairs, dilation), radius, dilation)
+    out = np.empty((len(pairs), *(n // s for n, s in zip(image.shape, stride))), np.float32)
+
+    totals, none = np.zeros(math.ceil(image.shape[0] / CHUNK)), np.zeros(3, np.float32)
+    on_threads(_sweep, len(totals), padded, image.shape, *fixed, CHUNK, totals, none, stride, out[:, :0, :0, :0].copy())
     mean = float(totals.sum() / math.prod(image.shape))
     low, high = max(mean * 1e-3, float(np.finfo(np.float32).tiny)), max(mean * 1e3, 1e-30)
-    out = np.empty((len(pairs), *(n // s for n, s in zip(image.shape, stride))), np.float32)
+
     if math.prod(out.shape):
-        limits = (np.float32(v) for v in (low, high, noise * mean))
-        per_chunk = math.ceil(CHUNK / stride[0])
-        chunks = math.ceil(out.shape[1] / per_chunk)
-        on_threads(_features, chunks, padded, shifts, places, radius, dilation, *limits, tuple(stride), per_chunk, out)
+        limits, planes = np.array([low, high, noise * mean], np.float32), math.ceil(CHUNK / stride[0]) * stride[0]
+        inside = tuple(n * s for n, s in zip(out.shape[1:], stride))  # the voxels of whole cells
+        on_threads(_sweep, math.ceil(inside[0] / planes), padded, inside, *fixed, planes, totals[:0], limits, stride, out)
     return out

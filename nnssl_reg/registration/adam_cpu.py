@@ -8,6 +8,7 @@ from nnssl_reg.geometry.threads import FAST, compiled
 
 _at = np.uint64  # an unsigned index needs no check for being negative, without which loops become vectors
 _zero = np.float32(0)
+GROUP = 16  # features of a cell that are worked on at once
 
 
 @compiled(fastmath=FAST)
@@ -30,35 +31,37 @@ def silence(live, index, steps, fractions, counts, mask):
 
 
 @compiled(fastmath=FAST)
-def _cost_slopes(fixed, moving, index, steps, fractions, live, count, slopes):
+def _cost_slopes(fixed, moving, index, steps, fractions, live, groups, slopes):
     """Half the derivative of the squared difference by the moving position, slopes (3, Z), for a row of cells.
 
-    fixed (Z * C), moving (X' * Y' * Z' * C); count: C.
+    fixed (Z * C), moving (X' * Y' * Z' * C), C: groups * GROUP, a number known when compiled, so that no loop has a remainder.
     """
     us, vs, ws, si, sj, sk = fractions[0], fractions[1], fractions[2], steps[0], steps[1], steps[2]
-    s0s, s1s, s2s = slopes[0], slopes[1], slopes[2]
+    s0s, s1s, s2s, count = slopes[0], slopes[1], slopes[2], _at(groups) * _at(GROUP)
     for z in range(live.shape[0]):
         ga, gb, gc = _zero, _zero, _zero
         if live[z] != 0:
             u, v, w = us[z], vs[z], ws[z]
-            p00, here, k = _at(index[z]) * _at(count), _at(z) * _at(count), _at(sk[z]) * _at(count)
-            p01, p10 = p00 + _at(sj[z]) * _at(count), p00 + _at(si[z]) * _at(count)
-            p11 = p10 + _at(sj[z]) * _at(count)
-            for channel in range(count):
-                n = _at(channel)
-                a00, a01 = np.float32(moving[p00 + n]), np.float32(moving[p01 + n])
-                a10, a11 = np.float32(moving[p10 + n]), np.float32(moving[p11 + n])
-                d00, d01 = np.float32(moving[p00 + k + n]) - a00, np.float32(moving[p01 + k + n]) - a01
-                d10, d11 = np.float32(moving[p10 + k + n]) - a10, np.float32(moving[p11 + k + n]) - a11
-                s00, s10 = a00 + w * d00, a10 + w * d10
-                e0, e1 = a01 + w * d01 - s00, a11 + w * d11 - s10
-                s0 = s00 + v * e0
-                slope = s10 + v * e1 - s0
-                difference = s0 + u * slope - np.float32(fixed[here + n])
-                q0, q1 = d00 + v * (d01 - d00), d10 + v * (d11 - d10)
-                ga += difference * slope
-                gb += difference * (e0 + u * (e1 - e0))
-                gc += difference * (q0 + u * (q1 - q0))
+            p00, here, k = _at(index[z]) * count, _at(z) * count, _at(sk[z]) * count
+            p01, p10 = p00 + _at(sj[z]) * count, p00 + _at(si[z]) * count
+            p11 = p10 + _at(sj[z]) * count
+            for group in range(groups):
+                first = _at(group) * _at(GROUP)
+                for channel in range(GROUP):
+                    n = first + _at(channel)
+                    a00, a01 = np.float32(moving[p00 + n]), np.float32(moving[p01 + n])
+                    a10, a11 = np.float32(moving[p10 + n]), np.float32(moving[p11 + n])
+                    d00, d01 = np.float32(moving[p00 + k + n]) - a00, np.float32(moving[p01 + k + n]) - a01
+                    d10, d11 = np.float32(moving[p10 + k + n]) - a10, np.float32(moving[p11 + k + n]) - a11
+                    s00, s10 = a00 + w * d00, a10 + w * d10
+                    e0, e1 = a01 + w * d01 - s00, a11 + w * d11 - s10
+                    s0 = s00 + v * e0
+                    slope = s10 + v * e1 - s0
+                    difference = s0 + u * slope - np.float32(fixed[here + n])
+                    q0, q1 = d00 + v * (d01 - d00), d10 + v * (d11 - d10)
+                    ga += difference * slope
+                    gb += difference * (e0 + u * (e1 - e0))
+                    gc += difference * (q0 + u * (q1 - q0))
             # in the outer half cell the value is constant, so it has no slope there
             ga, gb, gc = ga if live[z] & 2 else _zero, gb if live[z] & 4 else _zero, gc if live[z] & 8 else _zero
         s0s[z], s1s[z], s2s[z] = ga, gb, gc
@@ -86,8 +89,11 @@ def _row_gradient(field, c, x, y, slopes, pull, weights, out):
 
 
 @compiled(fastmath=FAST)
-def energy_gradient(first, last, fixed, moving, limits, field, matrix, weights, unit, counts, mask, channels, gradient):
-    """See kernels_torch.energy_gradient; fixed, moving, counts and mask are flat, the last two empty if there are none."""
+def energy_gradient(first, last, fixed, moving, limits, field, matrix, weights, unit, counts, mask, groups, gradient):
+    """See kernels_torch.energy_gradient; fixed, moving, counts and mask are flat, the last two empty if there are none.
+
+    Each cell has `groups` times GROUP features.
+    """
     _, nx, ny, nz = field.shape
     pull = np.float32(2) * unit * unit * matrix[:, :3]
     for x in range(first, last):
@@ -99,83 +105,83 @@ def energy_gradient(first, last, fixed, moving, limits, field, matrix, weights, 
             lattice_positions(rows, x, y, matrix, limits, index, steps, fractions, live)
             if counts.shape[0] > 0 or mask.shape[0] > 0:
                 silence(live, index, steps, fractions, counts[start : start + nz], mask)
-            row = fixed[start * channels : (start + nz) * channels]
-            _cost_slopes(row, moving, index, steps, fractions, live, channels, slopes)
+            row = fixed[start * groups * GROUP : (start + nz) * groups * GROUP]
+            _cost_slopes(row, moving, index, steps, fractions, live, groups, slopes)
             for c in range(3):
                 _row_gradient(field, c, x, y, slopes, pull[:, c], weights, gradient[c, x, y])
 
 
 @compiled(fastmath=FAST)
-def _smooth_plane(plane, taps, padded, rows, out):
-    """Convolve a plane (Y, Z) along both axes with symmetric taps; padded (Z + taps - 1) and rows (Y, Z) are scratch."""
-    ny, nz = plane.shape
-    half = taps.shape[0] // 2
+def _weigh(source, start, stride, taps, out, into, count):
+    """Write `count` sums of flat source at `start` and steps of `stride` on to flat out; taps: a tuple, so that they unroll."""
+    start, stride, into = _at(start), _at(stride), _at(into)
+    for i in range(count):
+        total = _zero
+        for t in range(len(taps)):
+            total += taps[t] * source[start + _at(t) * stride + _at(i)]
+        out[into + _at(i)] = total
+
+
+@compiled(fastmath=FAST)
+def _copy(source, start, out, into, count):
+    for i in range(count):
+        out[_at(into) + _at(i)] = source[_at(start) + _at(i)]
+
+
+@compiled(fastmath=FAST)
+def _pad_rows(plane, ny, nz, half, wide):
+    """Copy plane (Y * Z) into wide (Y * (Z + 2 half)), each row mirrored at its ends."""
+    length = nz + 2 * half
     for y in range(ny):
-        row, values = rows[y], plane[y]
-        for z in range(nz):
-            padded[half + z] = values[z]
-        for i in range(half):
-            padded[i], padded[half + nz + i] = values[mirrored(i - half, nz)], values[mirrored(nz + i, nz)]
-        row[:] = 0
-        for t in range(taps.shape[0]):
-            shifted, weight = padded[t : t + nz], taps[t]
-            for z in range(nz):
-                row[z] += weight * shifted[z]
-    for y in range(ny):
-        target = out[y]
-        target[:] = 0
-        for t in range(taps.shape[0]):
-            other, weight = rows[mirrored(y + t - half, ny)], taps[t]
-            for z in range(nz):
-                target[z] += weight * other[z]
+        _copy(plane, y * nz, wide, y * length + half, nz)
+    for i in range(half):
+        before, after = mirrored(i - half, nz), mirrored(nz + i, nz)
+        for y in range(ny):
+            wide[y * length + i], wide[y * length + half + nz + i] = plane[y * nz + before], plane[y * nz + after]
 
 
 @compiled(fastmath=FAST)
-def _sum_planes(ring, first, taps, out):
-    """Sum of the planes of a ring (T, Y * Z), the `first` one weighted by taps[0]."""
-    out[:] = 0
-    for t in range(taps.shape[0]):
-        plane, weight = ring[(first + t) % taps.shape[0]], taps[t]
-        for i in range(out.shape[0]):
-            out[i] += weight * plane[i]
+def _adam(parameter, gradient, moments, start, rate, correction1, correction2):
+    """One Adam step in place on the part of a flat parameter from `start` on that has this gradient; moments (2 N)."""
+    for i in range(gradient.shape[0]):
+        here, g = _at(start) + _at(i), gradient[i]
+        second = here + _at(parameter.shape[0])
+        m = np.float32(0.9) * moments[here] + np.float32(0.1) * g
+        v = np.float32(0.999) * moments[second] + np.float32(0.001) * g * g
+        moments[here], moments[second] = m, v
+        parameter[here] -= rate * (m / correction1) / (np.sqrt(v / correction2) + np.float32(1e-8))
 
 
 @compiled(fastmath=FAST)
-def _adam(parameter, gradient, first, second, rate, correction1, correction2):
-    """One Adam step in place on flat arrays."""
-    for i in range(parameter.shape[0]):
-        g = gradient[i]
-        m = np.float32(0.9) * first[i] + np.float32(0.1) * g
-        v = np.float32(0.999) * second[i] + np.float32(0.001) * g * g
-        first[i], second[i] = m, v
-        parameter[i] -= rate * (m / correction1) / (np.sqrt(v / correction2) + np.float32(1e-8))
+def smooth_sweep(first, last, values, shape, taps, out, moments, adam):
+    """Convolve flat values (K * X * Y * Z) along the axes of `shape` with symmetric taps, a tuple, mirrored at the outer faces.
 
-
-@compiled(fastmath=FAST)
-def smooth_sweep(first, last, values, taps, chunk, out, moments, adam):
-    """Convolve (K, X, Y, Z) along its axes with symmetric taps, mirrored at the outer faces.
-
-    first, last: of K times the chunks of planes; the planes of the filter's halo are computed twice.
-
+    first, last: of the K * X planes.
     adam: empty, and out becomes the result; or (rate, 1 - beta1^t, 1 - beta2^t), and the result is the gradient of an Adam step
-    of out, with moments (2, K, X, Y, Z).
+    of out, with moments (2 * K * X * Y * Z). Whole planes are summed at once, because short rows waste the vectors.
     """
-    _, nx, ny, nz = values.shape
-    half, chunks = taps.shape[0] // 2, (nx + chunk - 1) // chunk
+    nx, ny, nz = shape
+    half, size, length = len(taps) // 2, ny * nz, nz + 2 * (len(taps) // 2)
+    window, tall = np.empty(len(taps) * size, np.float32), np.empty((ny + 2 * half) * nz, np.float32)
+    wide, sums = np.zeros(ny * length + 2 * half, np.float32), np.empty(ny * length, np.float32)
+    plane = np.empty(size, np.float32)
     for job in range(first, last):
-        c, start = job // chunks, (job % chunks) * chunk
-        ring, rows = np.empty((taps.shape[0], ny, nz), np.float32), np.empty((ny, nz), np.float32)
-        padded, plane = np.empty(nz + 2 * half, np.float32), np.empty(ny * nz, np.float32)
-        flat = ring.reshape(taps.shape[0], ny * nz)
-        for x in range(start - half, min(start + chunk, nx) + half):
-            _smooth_plane(values[c, mirrored(x, nx)], taps, padded, rows, ring[(x - start + half) % taps.shape[0]])
-            done = x - half
-            if done < start:
-                continue
-            target = out[c, done].reshape(ny * nz)
-            if adam.shape[0] == 0:
-                _sum_planes(flat, done - start, taps, target)
-            else:
-                _sum_planes(flat, done - start, taps, plane)
-                mean, square = moments[0, c, done].reshape(ny * nz), moments[1, c, done].reshape(ny * nz)
-                _adam(target, plane, mean, square, adam[0], adam[1], adam[2])
+        x, here = job % nx, job * size
+        planes, start = values, here - half * size
+        if x < half or x >= nx - half:
+            planes, start = window, 0
+            for t in range(len(taps)):
+                _copy(values, here + (mirrored(x + t - half, nx) - x) * size, window, t * size, size)
+        _weigh(planes, start, size, taps, tall, half * nz, size)
+        for i in range(half):
+            _copy(tall, (half + mirrored(i - half, ny)) * nz, tall, i * nz, nz)
+            _copy(tall, (half + mirrored(ny + i, ny)) * nz, tall, (half + ny + i) * nz, nz)
+        _weigh(tall, 0, nz, taps, plane, 0, size)
+        _pad_rows(plane, ny, nz, half, wide)
+        _weigh(wide, 0, 1, taps, sums, 0, ny * length)
+        for y in range(ny):
+            _copy(sums, y * length, plane, y * nz, nz)
+        if adam.shape[0] == 0:
+            _copy(plane, 0, out, here, size)
+        else:
+            _adam(out, plane, moments, here, adam[0], adam[1], adam[2])

@@ -1,9 +1,11 @@
 """The steps of ConvexAdam compiled for CPUs, each as the function of its name in kernels_torch says."""
 
 import math
+from functools import cache
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from nnssl_reg.geometry.filters_cpu import convolve
 from nnssl_reg.geometry.threads import compiled, on_threads
@@ -12,7 +14,6 @@ from nnssl_reg.registration.cells import Cells
 from nnssl_reg.registration.kernels_torch import displacements
 
 LARGEST = 32767  # of a 16-bit integer
-LEAST_CHUNK = 16  # planes smoothed together
 _NO_MASK = np.empty(0, np.bool_)
 
 
@@ -22,8 +23,9 @@ def smallest_unit(largest: float) -> float:
 
 
 def packed(values, middle, unit: float, mask) -> torch.Tensor:
-    """See kernels_torch.packed; 16-bit integers."""
-    out = torch.empty(*values.shape[1:], values.shape[0], dtype=torch.int16)
+    """See kernels_torch.packed; 16-bit integers, with features of 0 up to a multiple of adam_cpu.GROUP."""
+    channels = math.ceil(len(values) / adam_cpu.GROUP) * adam_cpu.GROUP
+    out = torch.empty(*values.shape[1:], channels, dtype=torch.int16)
     mask = _NO_MASK.reshape(0, 0, 0) if mask is None else mask.numpy()
     on_threads(
         _pack, values.shape[1], values.contiguous().numpy(), middle.numpy(), np.float32(1 / unit), mask, out.numpy()
@@ -41,30 +43,40 @@ def _pack(first, last, values, middle, factor, mask, out):
                 for z in range(nz):
                     value = np.rint((row[z] - middle[c]) * factor)
                     target[z, c] = np.int16(value) if mask.shape[0] == 0 or mask[x, y, z] else 0
+            for z in range(nz):
+                out[x, y, z, channels:] = 0
 
 
 def energy_gradient(fixed: Cells, moving: Cells, field, matrix, weights) -> torch.Tensor:
     """See kernels_torch.energy_gradient."""
     out = torch.empty_like(field)
+    values = [_in_groups(c.values) for c in (fixed, moving)]
+    groups = values[0].shape[3] // adam_cpu.GROUP
     on_threads(
         adam_cpu.energy_gradient, field.shape[1],
-        fixed.values.view(-1).numpy(), moving.values.view(-1).numpy(), moving.shape, field.numpy(), matrix.astype(np.float32),
-        weights.numpy(), np.float32(fixed.unit), _flat(fixed.mask), _flat(moving.mask), fixed.values.shape[3], out.numpy(),
+        *(v.view(-1).numpy() for v in values), moving.shape, field.numpy(), matrix.astype(np.float32), weights.numpy(),
+        np.float32(fixed.unit), _flat(fixed.mask), _flat(moving.mask), groups, out.numpy(),
     )  # fmt: skip
     return out
+
+
+def _in_groups(values: torch.Tensor) -> torch.Tensor:
+    """Features (X, Y, Z, C) with zeros up to whole groups of them; packed ones are as they are."""
+    missing = -values.shape[3] % adam_cpu.GROUP
+    return F.pad(values, [0, missing]) if missing else values
 
 
 def smooth(values, passes: int) -> torch.Tensor:
     """See kernels_torch.smooth."""
     out = torch.empty_like(values, memory_format=torch.contiguous_format)
-    _smooth_sweep(values.contiguous().numpy(), passes, out.numpy(), _NO_MOMENTS, _NO_ADAM)
+    _smooth_sweep(values.contiguous(), passes, out, torch.empty(0), _NO_ADAM)
     return out
 
 
 def smooth_adam_step(parameter, gradient, moments, passes: int, rate: float, step: int) -> None:
     """See kernels_torch.smooth_adam_step."""
     adam = np.array([rate, 1 - 0.9**step, 1 - 0.999**step], np.float32)
-    _smooth_sweep(gradient.numpy(), passes, parameter.numpy(), moments.numpy(), adam)
+    _smooth_sweep(gradient, passes, parameter, moments, adam)
 
 
 def block_means(cells: Cells, matrix, field, factor, radius) -> tuple[torch.Tensor, torch.Tensor]:
@@ -103,16 +115,17 @@ def coupled_argmin(cost, displacements, field, weight: float) -> torch.Tensor:
     return out
 
 
-def _smooth_sweep(values: np.ndarray, passes: int, *rest) -> None:
-    wanted = math.ceil(2 * torch.get_num_threads() / len(values))  # chunks of each component, so that all threads have some
-    chunk = max(LEAST_CHUNK, math.ceil(values.shape[1] / wanted))
-    jobs = len(values) * math.ceil(values.shape[1] / chunk)
-    on_threads(adam_cpu.smooth_sweep, jobs, values, _taps(passes), chunk, *rest)
+def _smooth_sweep(values: torch.Tensor, passes: int, out, moments, adam) -> None:
+    taps = np.pad(_taps(passes), max(0, 3 - passes))  # the usual number of them, for every other one is compiled anew
+    shape = tuple(values.shape[1:])
+    flat = [t.view(-1).numpy() for t in (values, out, moments)]
+    on_threads(adam_cpu.smooth_sweep, len(values) * shape[0], flat[0], shape, tuple(taps), flat[1], flat[2], adam)
 
 
-_NO_MOMENTS, _NO_ADAM = np.empty((2, 0, 0, 0, 0), np.float32), np.empty(0, np.float32)
+_NO_ADAM = np.empty(0, np.float32)
 
 
+@cache
 def _taps(passes: int) -> np.ndarray:
     """The filter that `passes` box filters of 3 cells make together."""
     taps = np.ones(1)

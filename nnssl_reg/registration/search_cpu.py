@@ -6,24 +6,30 @@ from nnssl_reg.geometry.lattice_cpu import lattice_positions
 from nnssl_reg.geometry.threads import FAST, compiled
 from nnssl_reg.registration.adam_cpu import silence
 
+_at = np.uint64  # an unsigned index needs no check for being negative, without which loops become vectors
+
 
 @compiled(fastmath=FAST)
 def _add_row(moving, index, steps, fractions, live, size, channels, sums, counts):
-    """Add the features of a row of cells, and how many are live, to its blocks of `size`: sums (B, C), counts (B)."""
+    """Add the features of a row of cells, and how many are live, to its blocks of `size`: sums (B * C), counts (B)."""
+    us, vs, ws, si, sj, sk = fractions[0], fractions[1], fractions[2], steps[0], steps[1], steps[2]
+    count = _at(channels)
     for z in range(live.shape[0]):
         if live[z] == 0:
             continue
-        block = sums[z // size]
         counts[z // size] += 1
-        u, v, w = fractions[0, z], fractions[1, z], fractions[2, z]
-        for a in range(2):
-            for b in range(2):
-                for c in range(2):
-                    weight = (u if a else 1 - u) * (v if b else 1 - v) * (w if c else 1 - w)
-                    cell = index[z] + a * steps[0, z] + b * steps[1, z] + c * steps[2, z]
-                    values = moving[cell * channels : (cell + 1) * channels]
-                    for i in range(channels):
-                        block[i] += weight * values[i]
+        u, v, w, block = us[z], vs[z], ws[z], _at(z // size) * count
+        p00, k = _at(index[z]) * count, _at(sk[z]) * count
+        p01, p10 = p00 + _at(sj[z]) * count, p00 + _at(si[z]) * count
+        p11 = p10 + _at(sj[z]) * count
+        for channel in range(channels):
+            n = _at(channel)
+            a00, a01 = np.float32(moving[p00 + n]), np.float32(moving[p01 + n])
+            a10, a11 = np.float32(moving[p10 + n]), np.float32(moving[p11 + n])
+            s00, s01 = a00 + w * (moving[p00 + k + n] - a00), a01 + w * (moving[p01 + k + n] - a01)
+            s10, s11 = a10 + w * (moving[p10 + k + n] - a10), a11 + w * (moving[p11 + k + n] - a11)
+            s0, s1 = s00 + v * (s01 - s00), s10 + v * (s11 - s10)
+            sums[block + n] += s0 + u * (s1 - s0)
 
 
 @compiled(fastmath=FAST)
@@ -39,7 +45,7 @@ def block_means(first, last, moving, limits, field, matrix, unit, mask, factor, 
         steps, fractions = np.empty((3, length), np.int32), np.empty((3, length), np.float32)
         row, counts = np.empty((3, length), np.float32), np.empty(blocks_z, np.int64)
         for by in range(blocks_y):
-            sums = out[bx, by]
+            sums = out[bx, by].reshape(-1)
             sums[:] = 0
             counts[:] = 0
             for a in range(factor[0] * factor[1]):
@@ -58,7 +64,7 @@ def block_means(first, last, moving, limits, field, matrix, unit, mask, factor, 
                 valid[bx, by, bz] = 2 * counts[bz] >= cells
                 share = unit / max(counts[bz], 1)
                 for i in range(n):
-                    sums[bz, i] *= share
+                    sums[bz * n + i] *= share
 
 
 @compiled(fastmath=FAST)

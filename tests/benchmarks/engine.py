@@ -127,7 +127,8 @@ def roofline(shape=(96, 80, 96), channels: int = 12, repeats: int = 21) -> None:
     from nnssl_reg.registration.cells import Cells
 
     generator = torch.Generator().manual_seed(0)
-    maps = [Cells((6000 * torch.randn(*shape, channels, generator=generator)).short(), 1 / 3000) for _ in range(2)]
+    features = [2 * torch.randn(channels, *shape, generator=generator) for _ in range(2)]
+    maps = [Cells(kernels_cpu.packed(f, torch.zeros(channels), 1 / 3000, None), 1 / 3000) for f in features]
     field = kernels_cpu.smooth(torch.randn(3, *shape, generator=generator), 3)
     parameter, moments, weights = field.clone(), torch.zeros(2, *field.shape), torch.ones(3, 3)
     bandwidth, operations = _ceilings()

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from nnssl_reg.registration import kernels_cpu, kernels_torch
+from nnssl_reg.registration import adam_cpu, kernels_cpu, kernels_torch
 from nnssl_reg.registration.cells import Cells
 from nnssl_reg.registration.kernels_torch import displacements, moving_position
 
@@ -26,7 +26,7 @@ def normal(*shape, seed=0, scale=1.0) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("fixed_shape", "moving_shape"), SHAPES)
-@pytest.mark.parametrize("channels", [1, 12])
+@pytest.mark.parametrize("channels", [1, 12, 20])
 @pytest.mark.parametrize("masked", [(False, False), (True, True)])
 def test_the_compiled_energy_gradient_is_the_plain_one(fixed_shape, moving_shape, channels, masked):
     masks = [some(*shape, seed=5) if m else None for shape, m in zip((fixed_shape, moving_shape), masked)]
@@ -72,7 +72,8 @@ def test_features_are_stored_centred_in_units_and_nothing_outside_a_mask():
     unit = kernels_cpu.smallest_unit(largest)
     stored, plain = (k.packed(values, middle, u, mask) for k, u in ((kernels_cpu, unit), (kernels_torch, 1.0)))
     assert stored.dtype == torch.int16 and stored.abs().max() >= 32766
-    assert (stored * unit - plain).abs().max() <= unit and not stored[~mask].any()
+    assert (stored[..., :5] * unit - plain).abs().max() <= unit and not stored[~mask].any()
+    assert stored.shape[3] == adam_cpu.GROUP and not stored[..., 5:].any()
 
 
 def test_positions_are_the_matrix_times_index_plus_displacement():
