@@ -14,7 +14,7 @@ from torch import nn
 from nnssl_reg.commands.machine import free_memory
 from nnssl_reg.features.discriminant import joint_discriminant
 from nnssl_reg.features.encode import encode
-from nnssl_reg.features.local_intensity import contrast_agreement, local_intensity
+from nnssl_reg.features.local_intensity import contrast_agreement, local_intensity, voxel_intensity
 from nnssl_reg.features.mind import mind_features
 from nnssl_reg.features.pca import joined, joint_pca
 from nnssl_reg.features.soft_tissue import soft_tissue_contrast
@@ -140,6 +140,12 @@ class FeatureStore:
         else:
             learned = joint_pca(*tokens, self.plan.components)
         return learned if self.kind == "dino" else _joined(learned, mind, DINO_SHARE)
+
+    def at_voxels(self, features: ImageFeatures, channel_name: str | None) -> FeatureMap:
+        """The local intensity of every voxel that the cells of `features` are made of."""
+        upright = _upright(features.image)
+        ct = is_ct(channel_name or guess_modality(features.image))
+        return voxel_intensity(*self._voxels(upright, ct), self.plan.mind_stride)
 
     @property
     def _asks_contrast(self) -> bool:

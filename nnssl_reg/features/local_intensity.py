@@ -8,8 +8,10 @@ from nnssl_reg.features.mind import with_a_cell
 from nnssl_reg.geometry.displacement import DisplacementField
 from nnssl_reg.geometry.grid import Grid
 from nnssl_reg.geometry.image import FeatureMap
+from nnssl_reg.geometry.sampling import sample_grid
 
 AGREES = 0.5  # patients of one contrast have more, those of different ones less
+TELLS_MORE = 1.0  # than MIND: from here on it alone refines a field at every voxel
 RADIUS = 8  # voxels of the surroundings to each side
 FLAT = 0.3  # of the mean variance of surroundings: flatter ones say little
 SLAB = 64  # planes squared at a time
@@ -21,7 +23,20 @@ def local_intensity(image: torch.Tensor, grid: Grid, stride) -> FeatureMap:
     image (X, Y, Z) on grid, cells of `stride` voxels: one feature on grid.coarsened(stride), as of mind_features. Brightness,
     scale and slow changes of either, like those of a coil's field, drop out. Of a flat image it is 0.
     """
-    (image, grid), stride = with_a_cell(image, grid, stride), tuple(stride)
+    mean, around, spread, cells = _surroundings(*with_a_cell(image, grid, stride), tuple(stride))
+    return FeatureMap((mean - around).div_(spread), cells)
+
+
+def voxel_intensity(image: torch.Tensor, grid: Grid, stride) -> FeatureMap:
+    """Local intensity of every voxel, one feature on grid; the surroundings are those of the cells, between them linear."""
+    _, around, spread, cells = _surroundings(*with_a_cell(image, grid, stride), tuple(stride))
+    values = image[None].float() - image.float().mean()
+    values -= sample_grid(around, cells, grid)
+    return FeatureMap(values.div_(sample_grid(spread, cells, grid)), grid)
+
+
+def _surroundings(image: torch.Tensor, grid: Grid, stride) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, Grid]:
+    """m, M, and sqrt(V + FLAT mean V), (1, X', Y', Z') each, and the grid of the cells."""
     image = image[None].float()
     image = image - image.mean()  # a large offset would cost digits
     mean = F.avg_pool3d(image, stride, stride)
@@ -30,7 +45,7 @@ def local_intensity(image: torch.Tensor, grid: Grid, stride) -> FeatureMap:
     around = _box_mean(mean, radius)
     variance = (_box_mean(torch.cat(squares, dim=1), radius) - around.square()).clamp_(min=0)
     spread = (variance + FLAT * variance.mean()).sqrt_().clamp_(min=torch.finfo(torch.float32).tiny)
-    return FeatureMap((mean - around) / spread, grid.coarsened(stride))
+    return mean, around, spread, grid.coarsened(stride)
 
 
 def contrast_agreement(intensity: tuple[FeatureMap, FeatureMap], mind: tuple[FeatureMap, FeatureMap],

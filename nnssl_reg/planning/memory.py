@@ -23,6 +23,7 @@ IMAGE_BYTES = 6  # per voxel of an image: float32, and a label of up to two byte
 COST_COPIES = 3  # of the cost volume at one time
 CELL_BYTES = 12  # per feature channel of a cell: packed copies of both maps, what is sampled, fields and their moments
 SAMPLED_BYTES = 24  # per voxel of the MIND spacing, while features are computed
+VOXEL_BYTES = 110  # per voxel of the MIND spacing, while the field is refined there: the field, its gradient and moments
 OUTPUT_BYTES = 60  # per voxel of the fixed image: the field, its copies for SimpleITK, Jacobian determinant, pictures
 SLAB_BYTES, SLAB_VOXELS = 75, 4e6  # per voxel of what is worked on in slabs, up to so many
 LARGE_GPU_GB = 16  # below it, a CPU or a small GPU is planned for: small network, float32
@@ -112,10 +113,15 @@ def registration_memory(
         volume = max(volume, max(cells) / math.prod(block) * math.prod(2 * radius + 1))
     voxels = [math.prod(g.shape) for g in (fixed, moving)]
     sampled = math.prod(fixed.extent_mm) / math.prod(features.mind_spacing_mm)
+    refined = registration.voxel_iterations > 0 and features.intensity_share > 0 and max(features.mind_stride) > 1
     return RegistrationMemory(
         images=IMAGE_BYTES * sum(voxels),
         maps=4 * (2 * channels + 12) * sum(cells),
-        search=max(4 * COST_COPIES * volume + CELL_BYTES * channels * max(cells), SAMPLED_BYTES * sampled),
+        search=max(
+            4 * COST_COPIES * volume + CELL_BYTES * channels * max(cells),
+            SAMPLED_BYTES * sampled,
+            VOXEL_BYTES * sampled * refined,
+        ),
         output=OUTPUT_BYTES * voxels[0] + SLAB_BYTES * min(voxels[0], SLAB_VOXELS),
     )
 

@@ -1,6 +1,7 @@
 """The plans: every number a run needs, in pipeline order, each with its reason."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 PLANS_VERSION = 1
 
@@ -116,6 +117,13 @@ class RegistrationPlan:
     smoothing_passes: int
     symmetric: bool  # also register moving to fixed, and take the mean of one field and the inverse of the other
     init: str  # "auto", "identity", "center", "moments", "affine"
+    voxel_iterations: int = 20  # of Adam at every voxel, where local intensity agrees better than MIND; 0: none
+    voxel_smoothness: float = 0.6  # weight of the diffusion regulariser there
+
+    @property
+    def on_cells(self) -> dict[str, Any]:
+        """What convex_adam takes: all but the initial alignment and what comes after, at voxels."""
+        return {key: value for key, value in asdict(self).items() if key != "init" and not key.startswith("voxel_")}
 
 
 @dataclass(frozen=True)

@@ -31,18 +31,19 @@ def silence(live, index, steps, fractions, counts, mask):
 
 
 @compiled(fastmath=FAST)
-def _cost_slopes(fixed, moving, index, steps, fractions, live, groups, slopes):
+def _cost_slopes(fixed, start, moving, index, steps, fractions, live, count, lanes, slopes):
     """Half the derivative of the squared difference by the moving position, slopes (3, Z), for a row of cells.
 
-    fixed (Z * C), moving (X' * Y' * Z' * C), C: groups * GROUP, a number known when compiled, so that no loop has a remainder.
+    fixed and moving: flat, `count` features per cell; start: the first cell of the row. Features are taken GROUP at a time, a
+    number known when compiled, so that no loop has a remainder; lanes (a multiple of GROUP) are 0 for those beyond a cell's.
     """
     us, vs, ws, si, sj, sk = fractions[0], fractions[1], fractions[2], steps[0], steps[1], steps[2]
-    s0s, s1s, s2s, count = slopes[0], slopes[1], slopes[2], _at(groups) * _at(GROUP)
+    s0s, s1s, s2s, groups, count = slopes[0], slopes[1], slopes[2], lanes.shape[0] // GROUP, _at(count)
     for z in range(live.shape[0]):
         ga, gb, gc = _zero, _zero, _zero
         if live[z] != 0:
             u, v, w = us[z], vs[z], ws[z]
-            p00, here, k = _at(index[z]) * count, _at(z) * count, _at(sk[z]) * count
+            p00, here, k = _at(index[z]) * count, _at(start + z) * count, _at(sk[z]) * count
             p01, p10 = p00 + _at(sj[z]) * count, p00 + _at(si[z]) * count
             p11 = p10 + _at(sj[z]) * count
             for group in range(groups):
@@ -57,7 +58,7 @@ def _cost_slopes(fixed, moving, index, steps, fractions, live, groups, slopes):
                     e0, e1 = a01 + w * d01 - s00, a11 + w * d11 - s10
                     s0 = s00 + v * e0
                     slope = s10 + v * e1 - s0
-                    difference = s0 + u * slope - np.float32(fixed[here + n])
+                    difference = lanes[n] * (s0 + u * slope - np.float32(fixed[here + n]))
                     q0, q1 = d00 + v * (d01 - d00), d10 + v * (d11 - d10)
                     ga += difference * slope
                     gb += difference * (e0 + u * (e1 - e0))
@@ -89,10 +90,11 @@ def _row_gradient(field, c, x, y, slopes, pull, weights, out):
 
 
 @compiled(fastmath=FAST)
-def energy_gradient(first, last, fixed, moving, limits, field, matrix, weights, unit, counts, mask, groups, gradient):
+def energy_gradient(first, last, fixed, moving, limits, field, matrix, weights, unit, counts, mask, channels, lanes,
+                    gradient):  # fmt: skip
     """See kernels_torch.energy_gradient; fixed, moving, counts and mask are flat, the last two empty if there are none.
 
-    Each cell has `groups` times GROUP features.
+    lanes: 1 for each of the `channels`, 0 up to a multiple of GROUP; GROUP values beyond the last of fixed and moving are read.
     """
     _, nx, ny, nz = field.shape
     pull = np.float32(2) * unit * unit * matrix[:, :3]
@@ -105,8 +107,7 @@ def energy_gradient(first, last, fixed, moving, limits, field, matrix, weights, 
             lattice_positions(rows, x, y, matrix, limits, index, steps, fractions, live)
             if counts.shape[0] > 0 or mask.shape[0] > 0:
                 silence(live, index, steps, fractions, counts[start : start + nz], mask)
-            row = fixed[start * groups * GROUP : (start + nz) * groups * GROUP]
-            _cost_slopes(row, moving, index, steps, fractions, live, groups, slopes)
+            _cost_slopes(fixed, start, moving, index, steps, fractions, live, channels, lanes, slopes)
             for c in range(3):
                 _row_gradient(field, c, x, y, slopes, pull[:, c], weights, gradient[c, x, y])
 

@@ -93,10 +93,39 @@ def one_way(
     for r in range(rounds):
         factor, radius = blocks_and_radius(spacing, fixed.grid.shape, coarse_spacing_mm / 2**r, search_radius_mm / 2**r)
         field = search(*cells, matrix, field, factor, radius, kernels)
-    weights = smoothness * (spacing[None, :] / spacing[:, None]) ** 2  # of mm per mm, as if the cells were cubes
-    weights = torch.as_tensor(weights, dtype=torch.float32, device=field.device)
+    weights = _weights(smoothness, fixed)
     field = optimise(*cells, matrix, field, weights, iterations, learning_rate, smoothing_passes, kernels)
     return _in_mm(unfolded(field, kernels), fixed.grid)
+
+
+@torch.no_grad()
+def refine(
+    fixed: FeatureMap,
+    moving: FeatureMap,
+    field: DisplacementField,
+    *,
+    initial: AffineTransform,
+    fixed_mask: torch.Tensor | None,
+    moving_mask: torch.Tensor | None,
+    iterations: int,
+    learning_rate: float,
+    smoothness: float,
+    smoothing_passes: int,
+) -> DisplacementField:
+    """A field of `register_features` refined on other, finer features, on their grid: the Adam part of `one_way` alone."""
+    kernels = kernels_for(fixed.values.device)
+    cells = comparable_cells(fixed, moving, (fixed_mask, moving_mask), kernels)
+    matrix, start = cell_to_cell(fixed, moving, initial), _in_cells(field.on(fixed.grid))
+    weights = _weights(smoothness, fixed)
+    found = optimise(*cells, matrix, start, weights, iterations, learning_rate, smoothing_passes, kernels)
+    return _in_mm(unfolded(found, kernels), fixed.grid)
+
+
+def _weights(smoothness: float, fixed: FeatureMap) -> torch.Tensor:
+    """Of the regulariser, (3, 3): of mm per mm, as if the cells were cubes."""
+    spacing = np.array(fixed.grid.spacing_mm)
+    weights = smoothness * (spacing[None, :] / spacing[:, None]) ** 2
+    return torch.as_tensor(weights, dtype=torch.float32, device=fixed.values.device)
 
 
 def _in_mm(field: torch.Tensor, grid: Grid) -> DisplacementField:

@@ -5,7 +5,6 @@ from functools import cache
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from nnssl_reg.geometry.filters_cpu import convolve
 from nnssl_reg.geometry.threads import compiled, on_threads
@@ -23,9 +22,8 @@ def smallest_unit(largest: float) -> float:
 
 
 def packed(values, middle, unit: float, mask) -> torch.Tensor:
-    """See kernels_torch.packed; 16-bit integers, with features of 0 up to a multiple of adam_cpu.GROUP."""
-    channels = math.ceil(len(values) / adam_cpu.GROUP) * adam_cpu.GROUP
-    out = torch.empty(*values.shape[1:], channels, dtype=torch.int16)
+    """See kernels_torch.packed; 16-bit integers."""
+    out = _with_slack(torch.empty(0, dtype=torch.int16), (*values.shape[1:], values.shape[0]))
     mask = _NO_MASK.reshape(0, 0, 0) if mask is None else mask.numpy()
     on_threads(
         _pack, values.shape[1], values.contiguous().numpy(), middle.numpy(), np.float32(1 / unit), mask, out.numpy()
@@ -43,27 +41,35 @@ def _pack(first, last, values, middle, factor, mask, out):
                 for z in range(nz):
                     value = np.rint((row[z] - middle[c]) * factor)
                     target[z, c] = np.int16(value) if mask.shape[0] == 0 or mask[x, y, z] else 0
-            for z in range(nz):
-                out[x, y, z, channels:] = 0
 
 
 def energy_gradient(fixed: Cells, moving: Cells, field, matrix, weights) -> torch.Tensor:
     """See kernels_torch.energy_gradient."""
     out = torch.empty_like(field)
-    values = [_in_groups(c.values) for c in (fixed, moving)]
-    groups = values[0].shape[3] // adam_cpu.GROUP
+    channels, values = fixed.values.shape[3], [_readable_beyond(c.values) for c in (fixed, moving)]
+    lanes = (np.arange(-(-channels // adam_cpu.GROUP) * adam_cpu.GROUP) < channels).astype(np.float32)
     on_threads(
         adam_cpu.energy_gradient, field.shape[1],
         *(v.view(-1).numpy() for v in values), moving.shape, field.numpy(), matrix.astype(np.float32), weights.numpy(),
-        np.float32(fixed.unit), _flat(fixed.mask), _flat(moving.mask), groups, out.numpy(),
+        np.float32(fixed.unit), _flat(fixed.mask), _flat(moving.mask), channels, lanes, out.numpy(),
     )  # fmt: skip
     return out
 
 
-def _in_groups(values: torch.Tensor) -> torch.Tensor:
-    """Features (X, Y, Z, C) with zeros up to whole groups of them; packed ones are as they are."""
-    missing = -values.shape[3] % adam_cpu.GROUP
-    return F.pad(values, [0, missing]) if missing else values
+def _with_slack(like: torch.Tensor, shape) -> torch.Tensor:
+    """An empty tensor of this shape, behind which kernels may read GROUP values, which are 0."""
+    count = math.prod(shape)
+    storage = like.new_empty(count + adam_cpu.GROUP)
+    storage[count:] = 0
+    return storage[:count].view(shape)
+
+
+def _readable_beyond(values: torch.Tensor) -> torch.Tensor:
+    """The values as `packed` made them, or a copy with slack."""
+    used = (values.storage_offset() + values.numel() + adam_cpu.GROUP) * values.element_size()
+    if values.is_contiguous() and used <= values.untyped_storage().nbytes():
+        return values
+    return _with_slack(values, values.shape).copy_(values)
 
 
 def smooth(values, passes: int) -> torch.Tensor:

@@ -2,7 +2,11 @@
 
 from itertools import product
 
+import numpy as np
 import torch
+
+from nnssl_reg.geometry.threads import on_threads
+from nnssl_reg.registration.unfolding_cpu import folded_rows
 
 LEAST_JACOBIAN = 0.05  # of volume a cell must keep; a little above 0, because the field is interpolated afterwards
 ITERATIONS = 50
@@ -26,6 +30,15 @@ def unfolded(field: torch.Tensor, kernels, free: torch.Tensor | None = None) -> 
 
 def folded_cells(field: torch.Tensor, least: float = LEAST_JACOBIAN) -> torch.Tensor:
     """Cells (X, Y, Z) bool at one of whose eight corners the interpolated map x + field(x) keeps less than `least` volume."""
+    if field.device.type == "cpu" and field.dtype == torch.float32:
+        out = torch.empty(field.shape[1:], dtype=torch.bool)
+        on_threads(folded_rows, len(out), field.contiguous().numpy(), np.float32(least), out.numpy())
+        return out
+    return folded_cells_torch(field, least)
+
+
+def folded_cells_torch(field: torch.Tensor, least: float = LEAST_JACOBIAN) -> torch.Tensor:
+    """folded_cells in plain torch, for other devices."""
     steps = [[_step(field, axis, forward) for forward in (True, False)] for axis in range(3)]
     folded = torch.zeros(field.shape[1:], dtype=torch.bool, device=field.device)
     for corner in product((0, 1), repeat=3):

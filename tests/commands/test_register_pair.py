@@ -194,7 +194,8 @@ def test_the_field_is_initial_alignment_after_deformation_on_a_grid_that_covers_
     assert torch.allclose(total.vectors_mm, done.field.vectors_mm, atol=1e-3)
     index = done.deformation.grid.world_to_index(fixed.grid.corners_mm())
     assert index.min() >= 0 and (index <= np.array(done.deformation.grid.shape) - 1).all()
-    assert set(done.seconds) == {"reading", "features", "initial alignment", "first match", "convex adam", "field"}
+    stages = {"reading", "features", "initial alignment", "first match", "convex adam", "refinement at voxels", "field"}
+    assert set(done.seconds) == stages
 
 
 def test_an_empty_mask_is_named(tmp_path, turned_grid, body_image):

@@ -11,6 +11,7 @@ from nnssl_reg.features.local_intensity import (
     RADIUS,
     contrast_agreement,
     local_intensity,
+    voxel_intensity,
 )
 from nnssl_reg.features.mind import mind_features
 from nnssl_reg.geometry.displacement import DisplacementField
@@ -52,11 +53,23 @@ def test_scale_and_offset_drop_out_and_the_opposite_contrast_is_the_negative():
     torch.testing.assert_close(local_intensity(image + 2**14, GRID, (2, 2, 2)).values, plain, atol=5e-3, rtol=0)
 
 
+def test_voxels_that_are_cells_have_their_local_intensity_and_smaller_ones_vary_about_it():
+    image, own = blobs(3), (1, 1, 1)
+    torch.testing.assert_close(voxel_intensity(image, GRID, own).values, local_intensity(image, GRID, own).values)
+    voxels, cells = voxel_intensity(image, GRID, STRIDE), local_intensity(image, GRID, STRIDE)
+    assert voxels.grid == GRID and voxels.values.shape == (1, *GRID.shape)
+    means = torch.nn.functional.avg_pool3d(voxels.values, 2)
+    assert (means - cells.values).abs().mean() < 0.02 and (voxels.values - local_intensity(image, GRID, own).values).std() < 0.1
+    torch.testing.assert_close(voxel_intensity(-5 * image + 3, GRID, STRIDE).values, -voxels.values, atol=1e-4, rtol=0)
+
+
 def test_a_flat_image_is_exactly_0_and_a_thin_one_has_a_cell():
     assert not local_intensity(torch.full(GRID.shape, 7.0), GRID, (2, 2, 2)).values.any()
+    assert not voxel_intensity(torch.full(GRID.shape, 7.0), GRID, (2, 2, 2)).values.any()
     thin = Grid((30, 1, 20), np.eye(4))
     found = local_intensity(blobs(2, thin.shape), thin, (2, 2, 2))
     assert found.values.shape == (1, 15, 1, 10) and found.values.isfinite().all() and found.values.any()
+    assert voxel_intensity(blobs(2, thin.shape), thin, (2, 2, 2)).values.isfinite().all()
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,11 @@ import torch.nn.functional as F
 
 from nnssl_reg.features.mind import mind_features
 from nnssl_reg.geometry.affine import AffineTransform
+from nnssl_reg.geometry.displacement import DisplacementField
 from nnssl_reg.geometry.grid import Grid
 from nnssl_reg.geometry.image import FeatureMap
 from nnssl_reg.registration.cells import feature_scale
-from nnssl_reg.registration.convex_adam import blocks_and_radius, cell_to_cell, convex_adam, register_features
+from nnssl_reg.registration.convex_adam import blocks_and_radius, cell_to_cell, convex_adam, refine, register_features
 
 SAME_PLACE = AffineTransform.identity()
 SIZES = [(1, 30), (2, 36), (3, 48)]  # voxels per cell, voxels per axis
@@ -224,3 +225,18 @@ def test_both_directions_agree_on_clear_images_and_not_on_unrelated_ones(turned_
     noise = FeatureMap(torch.randn(maps[0].values.shape, generator=torch.Generator().manual_seed(0)), grid)
     assert interior(register_features(maps[0], noise, initial=SAME_PLACE, **settings).apart_mm).mean() > 2
     assert register_features(*maps, initial=SAME_PLACE, **settings | {"symmetric": False}).apart_mm is None
+
+
+def test_refined_on_finer_features_a_field_comes_closer_and_no_motion_stays_exactly_none(textured_features, settings):
+    coarse, fine, shift = Grid((16, 16, 16), np.diag([2.0, 2, 2, 1])), Grid((31, 31, 31), np.eye(4)), (0.7, -0.6, 0.5)
+    adam = {"initial": SAME_PLACE, "fixed_mask": None, "moving_mask": None, "iterations": 20, "learning_rate": 0.5,
+            "smoothness": 0.3, "smoothing_passes": 3}  # fmt: skip
+
+    def moved(points):
+        return points - torch.tensor(shift, dtype=points.dtype).view(3, 1, 1, 1)
+
+    still = DisplacementField(torch.zeros(3, *coarse.shape), coarse)
+    fixed, moving = textured_features(fine), textured_features(fine, moved)
+    found = refine(fixed, moving, still, **adam)
+    assert found.grid == fine and shift_error(found, fine, shift) < 0.1
+    assert not refine(fixed, fixed, still, **adam).vectors_mm.any()

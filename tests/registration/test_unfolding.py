@@ -5,7 +5,7 @@ import torch
 
 from nnssl_reg.geometry.displacement import DisplacementField
 from nnssl_reg.registration import kernels_cpu, kernels_torch
-from nnssl_reg.registration.unfolding import folded_cells, unfolded
+from nnssl_reg.registration.unfolding import folded_cells, folded_cells_torch, unfolded
 
 BOTH = pytest.mark.parametrize("kernels", [kernels_cpu, kernels_torch], ids=["cpu", "torch"])
 
@@ -32,6 +32,14 @@ def test_no_fold_is_left_and_far_from_folds_nothing_changes(kernels, turned_grid
     in_mm = DisplacementField(mended, turned_grid((16, 14, 15), 1.0))
     assert in_mm.jacobian_determinant().min() > 0
     assert torch.equal(mended[..., 13:], field[..., 13:])
+
+
+@pytest.mark.parametrize("shape", [(9, 8, 7), (1, 4, 5), (4, 1, 1), (2, 2, 2), (1, 1, 1)])
+def test_the_compiled_search_for_folds_is_the_plain_one(shape):
+    field = 0.4 * torch.randn(3, *shape, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(folded_cells(field), folded_cells_torch(field))
+    field[0, -1] = float("nan")  # is no fold, and hides none elsewhere
+    assert torch.equal(folded_cells(field), folded_cells_torch(field))
 
 
 def test_a_fold_is_where_the_order_of_neighbours_is_reversed():
