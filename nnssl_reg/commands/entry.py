@@ -2,6 +2,7 @@
 
 import importlib
 import logging
+import os
 import re
 import sys
 from argparse import ArgumentParser
@@ -48,4 +49,14 @@ def _check_options(parser: ArgumentParser, argv: list[str]) -> None:
 
 def script() -> None:
     """What setup.py names: the exit code goes to the shell."""
-    sys.exit(main())
+    code = main()
+    if os.environ.get("WORLD_SIZE", "1") != "1":  # torchrun's: one of several
+        leave(code)
+    sys.exit(code)
+
+
+def leave(code: int) -> None:
+    """End this process as it is: Python's own way out destroys torch's process group, whose threads may then abort it."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

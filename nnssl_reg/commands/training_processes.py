@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from nnssl_reg.commands.entry import leave
 from nnssl_reg.pretraining.crop_loader import leave_with_parent
 from nnssl_reg.pretraining.processes import ALONE, Processes
 
@@ -143,18 +144,11 @@ def _one_of_them(work: Callable[[Namespace, Place], int], args: Namespace, first
         torch.set_num_threads(max(1, torch.get_num_threads() // size))
     device = torch.device("cuda", rank) if first.device.type == "cuda" else first.device
     try:
-        _leave(work(args, replace(first, device=device, processes=Processes(rank, size))))
+        leave(work(args, replace(first, device=device, processes=Processes(rank, size))))
     except KeyboardInterrupt:
-        _leave(128 + signal.SIGINT)
+        leave(128 + signal.SIGINT)
     except Exception as error:
         if speaker.acquire(block=False):
             expected = isinstance(error, ValueError | OSError) and not args.verbose
             print(f"error: {error}" if expected else traceback.format_exc(), file=sys.stderr)
-        _leave(1)
-
-
-def _leave(code: int) -> None:
-    """End this process as it is: Python's own way out destroys the process group, whose threads may then abort it."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+        leave(1)
