@@ -61,8 +61,11 @@ def _memory(grids: Sequence[Grid], setup: Setup) -> RegistrationMemory:
 
 
 def _way_out(grids: Sequence[Grid], setup: Setup, free: float) -> str:
-    """The finest coarser features that fit, as flags; without any, smaller images."""
-    features, registration = setup.features, setup.registration
+    """What fits, as flags: without the refinement at voxels, else the finest coarser features; without any, smaller images."""
+    features, registration = setup.features, replace(setup.registration, voxel_iterations=0)
+    if LOADED_LATER + registration_memory(*grids, features, registration).peak() <= free:
+        return "without the refinement at every voxel it fits: --set registration.voxel_iterations=0"
+    registration = setup.registration
     for _ in range(20):
         spacing = tuple(round(COARSER * s, 2) for s in features.mind_spacing_mm)
         factor = math.prod(spacing) ** (1 / 3) / math.prod(features.mind_spacing_mm) ** (1 / 3)

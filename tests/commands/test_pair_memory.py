@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -75,6 +76,23 @@ def test_pairs_that_are_far_too_large_are_refused_with_a_spacing_that_fits(monke
     monkeypatch.setattr(pair_memory, "free_memory", lambda: 1e9)
     with pytest.raises(ValueError, match="the images alone are too large: crop them"):
         check_memory("p", grids, setup)
+
+
+def test_what_refining_every_voxel_takes_is_counted_and_left_out_first(monkeypatch):
+    grids = cube(100), cube(100)
+    finely = ["features.mind_spacing_mm=0.5", "features.mind_stride=2"]
+    setup = make_setup(grids, torch.device("cpu"), kind="mind", overrides=finely)
+    plain = replace(setup, registration=replace(setup.registration, voxel_iterations=0))
+    most, least = (pair_memory.LOADED_LATER + pair_memory._memory(grids, s).peak() for s in (setup, plain))
+    assert least < most
+    monkeypatch.setattr(pair_memory, "free_memory", lambda: least)
+    monkeypatch.setattr(pair_memory, "CERTAIN", 1.0)
+    with pytest.raises(ValueError, match="it fits: --set registration.voxel_iterations=0"):
+        check_memory("p", grids, setup)
+    check_memory("p", grids, plain)
+    every = replace(setup.features, mind_stride=(1, 1, 1))
+    finer, same = (registration_memory(*grids, every, s.registration).search for s in (setup, plain))
+    assert finer == same  # cells are voxels already
 
 
 def test_the_flags_that_are_offered_make_it_fit(monkeypatch):
