@@ -43,9 +43,9 @@ def _pack(first, last, values, middle, factor, mask, out):
                     target[z, c] = np.int16(value) if mask.shape[0] == 0 or mask[x, y, z] else 0
 
 
-def energy_gradient(fixed: Cells, moving: Cells, field, matrix, weights) -> torch.Tensor:
+def energy_gradient(fixed: Cells, moving: Cells, field, matrix, weights, out=None) -> torch.Tensor:
     """See kernels_torch.energy_gradient."""
-    out = torch.empty_like(field)
+    out = torch.empty_like(field) if out is None else out
     channels, values = fixed.values.shape[3], [_readable_beyond(c.values) for c in (fixed, moving)]
     lanes = (np.arange(-(-channels // adam_cpu.GROUP) * adam_cpu.GROUP) < channels).astype(np.float32)
     on_threads(
@@ -72,9 +72,9 @@ def _readable_beyond(values: torch.Tensor) -> torch.Tensor:
     return _with_slack(values, values.shape).copy_(values)
 
 
-def smooth(values, passes: int) -> torch.Tensor:
+def smooth(values, passes: int, out=None) -> torch.Tensor:
     """See kernels_torch.smooth."""
-    out = torch.empty_like(values, memory_format=torch.contiguous_format)
+    out = torch.empty_like(values, memory_format=torch.contiguous_format) if out is None else out
     _smooth_sweep(values.contiguous(), passes, out, torch.empty(0), _NO_ADAM)
     return out
 

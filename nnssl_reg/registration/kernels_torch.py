@@ -36,10 +36,10 @@ def warp_cost(fixed: Cells, moving: Cells, field, matrix) -> torch.Tensor:
     return cost if moving.mask is None else cost * all_within(moving.mask, position)
 
 
-def energy_gradient(fixed: Cells, moving: Cells, field, matrix, weights) -> torch.Tensor:
+def energy_gradient(fixed: Cells, moving: Cells, field, matrix, weights, out=None) -> torch.Tensor:
     """Derivative by the field (3, X, Y, Z) of the sum of warp_cost and of diffusion, weights[a, c] (u_c(x + e_a) - u_c(x))^2.
 
-    weights: (3, 3), axis a and component c.
+    weights: (3, 3), axis a and component c; out: a contiguous tensor to put it in.
     """
     with torch.enable_grad():
         leaf = field.detach().requires_grad_(True)
@@ -48,7 +48,7 @@ def energy_gradient(fixed: Cells, moving: Cells, field, matrix, weights) -> torc
         step = 2 * weights[axis].view(3, 1, 1, 1) * torch.diff(field, dim=axis + 1)
         gradient.narrow(axis + 1, 1, field.shape[axis + 1] - 1).add_(step)
         gradient.narrow(axis + 1, 0, field.shape[axis + 1] - 1).sub_(step)
-    return gradient
+    return gradient if out is None else out.copy_(gradient)
 
 
 def moving_position(field, matrix) -> torch.Tensor:
@@ -64,12 +64,16 @@ def all_within(mask: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
     return sample_voxels(mask[None].float(), position)[0] > 1 - 1e-4
 
 
-def smooth(values, passes: int) -> torch.Tensor:
-    """`passes` box filters of 3 cells per axis on (K, X, Y, Z), edges replicated: constants stay, its own adjoint."""
+def smooth(values, passes: int, out=None) -> torch.Tensor:
+    """`passes` box filters of 3 cells per axis on (K, X, Y, Z), edges replicated: constants stay, its own adjoint.
+
+    out: another contiguous tensor to put it in.
+    """
     values = values[:, None]
     for _ in range(passes):
         values = F.avg_pool3d(F.pad(values, [1] * 6, mode="replicate"), 3, stride=1)
-    return values[:, 0].clone() if passes == 0 else values[:, 0].contiguous()
+    out = torch.empty_like(values[:, 0], memory_format=torch.contiguous_format) if out is None else out
+    return out.copy_(values[:, 0])
 
 
 def smooth_adam_step(parameter, gradient, moments, passes: int, rate: float, step: int) -> None:

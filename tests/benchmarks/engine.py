@@ -11,7 +11,6 @@ Both register the same two volumes: noise smoothed to structures of some voxels,
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -79,7 +78,9 @@ def measure(method: str, data: Path, out: Path) -> None:
 
 
 def _peak_gb() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    """The most this program ever held; Linux's ru_maxrss would start at what the program that started it held."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) / 2**20
 
 
 def run(python: str, method: str, data: Path, out: Path) -> dict:
