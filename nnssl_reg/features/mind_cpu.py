@@ -124,7 +124,8 @@ def _sweep(first, last, padded, shape, shifts, places, radius, dilation, planes,
             for y in range(rows):
                 _contrast(sums, here, y, places, margin, scale, distances, least, variance)
                 if totals.shape[0] > 0:
-                    totals[chunk] += np.sum(variance)
+                    for z in range(length):
+                        totals[chunk] += variance[z]
                     continue
                 for z in range(length):
                     variance[z] = -scale / (min(max(variance[z], limits[0]), limits[1]) + limits[2])

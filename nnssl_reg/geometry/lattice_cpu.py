@@ -79,23 +79,6 @@ def _sample_row(values, index, steps, fractions, live, fill, out):
 
 
 @compiled(fastmath=FAST)
-def sample_lattice(first, last, values, matrix, fill, out):
-    """values (C, X, Y, Z) float32 at every cell of out (C, X', Y', Z') through matrix (3, 4) float32, cell of out -> of values.
-
-    Linear; outside the outer faces fill (C,), or the nearest value where fill is NaN.
-    """
-    _, nx, ny, nz = out.shape
-    limits = values.shape[1:]
-    still = np.zeros(nz, np.float32)
-    for x in range(first, last):
-        index, live = np.empty(nz, np.int32), np.empty(nz, np.int32)
-        steps, fractions = np.empty((3, nz), np.int32), np.empty((3, nz), np.float32)
-        for y in range(ny):
-            lattice_positions((still, still, still), x, y, matrix, limits, index, steps, fractions, live)
-            _sample_row(values, index, steps, fractions, live, fill, out[:, x, y])
-
-
-@compiled(fastmath=FAST)
 def _displaced_row(vectors, linear, x, y, rows):
     """The row (x, y) of vectors (3, X, Y, Z) through linear (3, 3) float32."""
     v0, v1, v2 = vectors[0, x, y], vectors[1, x, y], vectors[2, x, y]
@@ -107,14 +90,19 @@ def _displaced_row(vectors, linear, x, y, rows):
 
 @compiled(fastmath=FAST)
 def warp_lattice(first, last, values, vectors, linear, matrix, fill, out):
-    """As sample_lattice at cells displaced by linear @ vectors (3, X', Y', Z'), in cells of out."""
+    """values (C, X, Y, Z) float32 at every cell of out (C, X', Y', Z') through matrix (3, 4) float32, cell of out -> of values.
+
+    The cells are first displaced by linear @ vectors (3, X', Y', Z'), in cells of out, or not if vectors is empty. Linear;
+    outside the outer faces fill (C,), or the nearest value where fill is NaN.
+    """
     _, nx, ny, nz = out.shape
     limits = values.shape[1:]
     for x in range(first, last):
-        index, live, rows = np.empty(nz, np.int32), np.empty(nz, np.int32), np.empty((3, nz), np.float32)
+        index, live, rows = np.empty(nz, np.int32), np.empty(nz, np.int32), np.zeros((3, nz), np.float32)
         steps, fractions = np.empty((3, nz), np.int32), np.empty((3, nz), np.float32)
         for y in range(ny):
-            _displaced_row(vectors, linear, x, y, rows)
+            if vectors.shape[1] > 0:
+                _displaced_row(vectors, linear, x, y, rows)
             lattice_positions((rows[0], rows[1], rows[2]), x, y, matrix, limits, index, steps, fractions, live)
             _sample_row(values, index, steps, fractions, live, fill, out[:, x, y])
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from nnssl_reg.geometry.filters_cpu import convolve
 from nnssl_reg.geometry.grid import Grid
 from nnssl_reg.geometry.image import Image
-from nnssl_reg.geometry.lattice_cpu import sample_lattice, warp_lattice, warp_lattice_nearest
+from nnssl_reg.geometry.lattice_cpu import warp_lattice, warp_lattice_nearest
 from nnssl_reg.geometry.threads import on_threads
 
 _MODES = {"linear": "bilinear", "nearest": "nearest"}  # torch says bilinear for trilinear too
@@ -53,9 +53,9 @@ def sample_grid(values: torch.Tensor, grid: Grid, target: Grid, fill: float | No
     """Values (C, X, Y, Z) on grid at the voxels of another grid, linearly -> (C, *target.shape); outside as sample_points."""
     out = torch.empty(values.shape[0], *target.shape, dtype=values.dtype, device=values.device)
     if values.device.type == "cpu" and values.dtype == torch.float32:
-        matrix = (np.linalg.inv(grid.affine) @ target.affine)[:3].astype(np.float32)
-        fills = np.full(len(out), np.nan if fill is None else fill, np.float32)
-        on_threads(sample_lattice, out.shape[1], values.contiguous().numpy(), matrix, fills, out.numpy())
+        nowhere, fills = np.empty((3, 0, 0, 0), np.float32), np.full(len(out), np.nan if fill is None else fill, np.float32)
+        maps = _linear_and_matrix(target, grid)
+        on_threads(warp_lattice, out.shape[1], values.contiguous().numpy(), nowhere, *maps, fills, out.numpy())
         return out
     for start, stop in slabs(target.shape):
         out[:, start:stop] = sample_points(values, grid, target.points_mm(start, stop, values.device), fill=fill)

@@ -114,8 +114,10 @@ def energy_gradient(first, last, fixed, moving, limits, field, matrix, weights, 
 
 @compiled(fastmath=FAST)
 def _weigh(source, start, stride, taps, out, into, count):
-    """Write `count` sums of flat source at `start` and steps of `stride` on to flat out; taps: a tuple, so that they unroll."""
-    start, stride, into = _at(start), _at(stride), _at(into)
+    """Write `count` sums of flat source at `start` and steps of `stride` on to flat out; taps: a tuple, so that they unroll.
+
+    start, stride and into are of the type `_at`: numba would compile it anew for each that is a constant.
+    """
     for i in range(count):
         total = _zero
         for t in range(len(taps)):
@@ -126,7 +128,7 @@ def _weigh(source, start, stride, taps, out, into, count):
 @compiled(fastmath=FAST)
 def _copy(source, start, out, into, count):
     for i in range(count):
-        out[_at(into) + _at(i)] = source[_at(start) + _at(i)]
+        out[into + _at(i)] = source[start + _at(i)]
 
 
 @compiled(fastmath=FAST)
@@ -134,7 +136,7 @@ def _pad_rows(plane, ny, nz, half, wide):
     """Copy plane (Y * Z) into wide (Y * (Z + 2 half)), each row mirrored at its ends."""
     length = nz + 2 * half
     for y in range(ny):
-        _copy(plane, y * nz, wide, y * length + half, nz)
+        _copy(plane, _at(y * nz), wide, _at(y * length + half), nz)
     for i in range(half):
         before, after = mirrored(i - half, nz), mirrored(nz + i, nz)
         for y in range(ny):
@@ -172,17 +174,17 @@ def smooth_sweep(first, last, values, shape, taps, out, moments, adam):
         if x < half or x >= nx - half:
             planes, start = window, 0
             for t in range(len(taps)):
-                _copy(values, here + (mirrored(x + t - half, nx) - x) * size, window, t * size, size)
-        _weigh(planes, start, size, taps, tall, half * nz, size)
+                _copy(values, _at(here + (mirrored(x + t - half, nx) - x) * size), window, _at(t * size), size)
+        _weigh(planes, _at(start), _at(size), taps, tall, _at(half * nz), size)
         for i in range(half):
-            _copy(tall, (half + mirrored(i - half, ny)) * nz, tall, i * nz, nz)
-            _copy(tall, (half + mirrored(ny + i, ny)) * nz, tall, (half + ny + i) * nz, nz)
-        _weigh(tall, 0, nz, taps, plane, 0, size)
+            _copy(tall, _at((half + mirrored(i - half, ny)) * nz), tall, _at(i * nz), nz)
+            _copy(tall, _at((half + mirrored(ny + i, ny)) * nz), tall, _at((half + ny + i) * nz), nz)
+        _weigh(tall, _at(0), _at(nz), taps, plane, _at(0), size)
         _pad_rows(plane, ny, nz, half, wide)
-        _weigh(wide, 0, 1, taps, sums, 0, ny * length)
+        _weigh(wide, _at(0), _at(1), taps, sums, _at(0), ny * length)
         for y in range(ny):
-            _copy(sums, y * length, plane, y * nz, nz)
+            _copy(sums, _at(y * length), plane, _at(y * nz), nz)
         if adam.shape[0] == 0:
-            _copy(plane, 0, out, here, size)
+            _copy(plane, _at(0), out, _at(here), size)
         else:
             _adam(out, plane, moments, here, adam[0], adam[1], adam[2])

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from nnssl_reg.geometry.grid import Grid
-from nnssl_reg.geometry.sampling import sample_displaced, sample_voxels
+from nnssl_reg.geometry.sampling import sample_displaced, sample_grid
 from nnssl_reg.registration.cells import Cells
 from nnssl_reg.registration.kernels_torch import displacements
 
@@ -65,9 +65,11 @@ def _coupled(fixed, moving, valid, counts, radius, kernels) -> torch.Tensor:
 
 def _upsample(field, factor, shape):
     """A field in blocks -> in cells on the lattice of `shape` (block centres lie (factor - 1) / 2 cells in)."""
-    axes = [(torch.arange(n, device=field.device, dtype=field.dtype) - (f - 1) / 2) / f for n, f in zip(shape, factor)]
-    position = torch.stack(torch.meshgrid(*axes, indexing="ij"))
-    return sample_voxels(field, position) * torch.tensor(factor, device=field.device, dtype=field.dtype).view(3, 1, 1, 1)
+    affine = np.diag([*factor, 1.0])
+    affine[:3, 3] = (np.array(factor) - 1) / 2
+    cells = Grid(tuple(shape), np.eye(4))
+    scaled = field * torch.tensor(factor, device=field.device, dtype=field.dtype).view(3, 1, 1, 1)
+    return sample_grid(scaled, Grid(tuple(field.shape[1:]), affine), cells)
 
 
 def _both_sides(radius):

@@ -30,7 +30,7 @@ def _fill_steps(field, x, y, padded, steps):
         own = (np.float32(c == 0), np.float32(c == 1), np.float32(c == 2))
         _row_steps(field[c, xs[0], y], here, field[c, xs[1], y], own[0], ends_x, steps[0, 0, c], steps[0, 1, c])
         _row_steps(field[c, x, ys[0]], here, field[c, x, ys[1]], own[1], ends_y, steps[1, 0, c], steps[1, 1, c])
-        inner = (False, False)
+        inner = (nz < 0, nz < 0)  # never, but no constant, for which numba would compile it anew
         _row_steps(padded[:nz], here, padded[2:], own[2], inner, steps[2, 0, c], steps[2, 1, c])
 
 
