@@ -42,6 +42,9 @@ setup(
         "jinja2>=3.1",
         "pillow>=10",
     ],
-    extras_require={"test": ["pytest>=8", "ruff>=0.8", "antspyx>=0.5", "surface-distance>=0.1"]},
+    extras_require={
+        "dask": ["distributed>=2024.8"],
+        "test": ["pytest>=8", "ruff>=0.8", "antspyx>=0.5", "surface-distance>=0.1", "distributed>=2024.8"],
+    },
     entry_points={"console_scripts": [f"{name} = nnssl_reg.commands.entry:script" for name in SCRIPTS]},
 )

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS = ({"geometry"}, {"imageio", "paths"}, {"planning", "architectures"},
           {"preprocessing", "pretraining", "features", "registration", "evaluation"}, {"commands"})  # fmt: skip
 LEVEL = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
-LOADED_WHERE_USED = {"SimpleITK", "matplotlib", "resource", "dynamic_network_architectures", "timm"}
+LOADED_WHERE_USED = {"SimpleITK", "matplotlib", "resource", "dynamic_network_architectures", "timm", "distributed"}
 SECTIONS = (plans.ChannelPlan, plans.ImagePlan, plans.NetworkPlan, plans.PretrainingPlan, plans.FeaturesPlan,
             plans.RegistrationPlan)  # fmt: skip
 

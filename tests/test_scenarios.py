@@ -134,10 +134,11 @@ def test_two_hundred_scans_and_one_gpu(two_hundred_scans):
 
 
 @pytest.mark.slow
-def test_a_cluster(two_hundred_scans, monkeypatch):
+def test_a_cluster(two_hundred_scans, monkeypatch, capsys):
     root = two_hundred_scans
-    plan, train, part, whole = commands("I have a cluster")
+    plan, over_nodes, train, part, whole = commands("I have a cluster")
     assert run(plan, root, "-np", "0") == 0
+    assert run(over_nodes, root) != 0 and "No Dask scheduler answers at tcp://NODE:8786" in capsys.readouterr().err
     for _ in range(3):  # jobs of the array: the first begins and ends, the others find the run complete
         assert run(train, root) == 0
     assert list((root / "nnssl_results").rglob("checkpoint_final.safetensors"))

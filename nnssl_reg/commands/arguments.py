@@ -30,6 +30,12 @@ def _datasets(parser: ArgumentParser) -> None:
 def _fingerprint(parser: ArgumentParser) -> None:
     parser.add_argument("-npfp", type=int, default=None, metavar="N", help="processes for the fingerprint, as -np")
     parser.add_argument("--clean", action="store_true", help="compute again what is already there")
+    _cluster(parser)
+
+
+def _cluster(parser: ArgumentParser) -> None:
+    parser.add_argument("--dask", metavar="ADDRESS", default=None,
+                        help="give the cases to the workers of a Dask scheduler, as tcp://host:8786")  # fmt: skip
 
 
 def _planning(parser: ArgumentParser) -> None:
@@ -78,6 +84,7 @@ def _preprocess(parser: ArgumentParser) -> None:
     _preprocessing(parser)
     parser.add_argument("-p", default="nnsslPlans", metavar="PLANS", help="default: nnsslPlans")
     parser.add_argument("--clean", action="store_true", help="preprocess again what is already there")
+    _cluster(parser)
     _folders(parser, "raw", "preprocessed")
 
 
@@ -102,6 +109,8 @@ def _train_dino(parser: ArgumentParser) -> None:
     parser.add_argument("-max_minutes", type=float, default=None, metavar="MIN", help="save and stop after this time")
     parser.add_argument("-fit_minutes", type=float, default=None, metavar="MIN",
                         help="as many steps as this machine does in this time, measured first; schedules fit them")  # fmt: skip
+    parser.add_argument("-probe_pairs", metavar="JSON", default=None,
+                        help="pairs with labels: each probe also registers the first four and tells their Dice")  # fmt: skip
     parser.add_argument("--dry_run", action="store_true", help="print memory, time and disk estimates; write nothing")
     parser.add_argument("--no_pbar", action="store_true", help="no progress bar")
     _folders(parser, "preprocessed", "results")

@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import traceback
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -50,21 +51,17 @@ class Outcome:
     error: str | None = None
 
 
-class CasePool:
-    """Processes that outlive a step, so that the next one need not import torch again. Use it in a with statement.
+# of a case in a worker: the value, or the error and its traceback; and what was logged on the way
+Result = tuple[Any, str | None, str | None, list[str]]
 
-    processes: at most; None: as many as there are cores; 0: none, the work is done in this process.
-    """
 
-    def __init__(self, processes: int | None, progress: bool = True):
-        if processes is not None and processes < 0:
-            raise ValueError(f"The number of processes is at least 0 (0: this process does the work), got {processes}.")
-        self.most = usable_cores() if processes is None else processes
+class Pool(ABC):
+    """Whatever works on cases, with a progress bar. Use it in a with statement."""
+
+    def __init__(self, progress: bool):
         self.progress = progress
-        self._executor: ProcessPoolExecutor | None = None
-        self._size = 0
 
-    def __enter__(self) -> "CasePool":
+    def __enter__(self) -> "Pool":
         return self
 
     def __exit__(self, kind, *_) -> None:
@@ -72,12 +69,8 @@ class CasePool:
 
     def run(self, function: Callable[[Any], Any], tasks: list[Task], title: str) -> list[Outcome]:
         """function(task.argument) for every task; outcomes in the order of the tasks. Errors are outcomes, not raised."""
-        outcomes = {task.name: (Outcome(task, error=refusal), []) for task in tasks if (refusal := _too_large(task))}
-        fitting = [task for task in tasks if task.name not in outcomes]
-        if self.most == 0:
-            found = (_outcome(task, _call(function, task.argument)) for task in fitting)
-        else:
-            found = self._outcomes(function, fitting)
+        outcomes = {task.name: (Outcome(task, error=said), []) for task in tasks if (said := self._refusal(task))}
+        found = self._outcomes(function, [task for task in tasks if task.name not in outcomes])
         with tqdm(
             total=len(tasks), initial=len(outcomes), desc=title, unit="case", mininterval=0.5, disable=not self.progress
         ) as bar:
@@ -88,15 +81,51 @@ class CasePool:
         _report([message for task in tasks for message in outcomes[task.name][1]])
         return [outcomes[task.name][0] for task in tasks]
 
+    @abstractmethod
+    def _refusal(self, task: Task) -> str | None:
+        """The reason not to start on a task that needs more memory than there is, else None."""
+
+    @abstractmethod
     def _outcomes(self, function, tasks: list[Task]) -> Iterator[tuple[Outcome, list[str]]]:
-        """Outcomes as they come. When a process is killed, the cases it may have been working on are tried one by one."""
+        """Outcomes as they come, in any order, and what the cases had to say."""
+
+    @abstractmethod
+    def _stop(self, kill: bool = False) -> None:
+        """End the workers; kill: at once."""
+
+
+class CasePool(Pool):
+    """Processes that outlive a step, so that the next one need not import torch again.
+
+    processes: at most; None: as many as there are cores; 0: none, the work is done in this process.
+    """
+
+    def __init__(self, processes: int | None, progress: bool = True):
+        super().__init__(progress)
+        if processes is not None and processes < 0:
+            raise ValueError(f"The number of processes is at least 0 (0: this process does the work), got {processes}.")
+        self.most = usable_cores() if processes is None else processes
+        self._executor: ProcessPoolExecutor | None = None
+        self._size = 0
+
+    def _refusal(self, task: Task) -> str | None:
+        free = free_memory()
+        if task.bytes <= free:
+            return None
+        return f"it needs about {task.bytes / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free. {task.way_out}".rstrip()
+
+    def _outcomes(self, function, tasks: list[Task]) -> Iterator[tuple[Outcome, list[str]]]:
+        """As they come. When a process is killed, the cases it may have been working on are tried one by one."""
+        if self.most == 0:
+            yield from (outcome_of(task, call(function, task.argument)) for task in tasks)
+            return
         workers = self._start(tasks)
         waiting, running = deque(tasks), {}
         while waiting or running:
             suspects = []
             try:
                 while waiting and len(running) < workers:
-                    running[self._executor.submit(_call, function, waiting[0].argument)] = waiting[0]
+                    running[self._executor.submit(call, function, waiting[0].argument)] = waiting[0]
                     waiting.popleft()
             except BrokenProcessPool:
                 pass  # then the running ones say so, below
@@ -108,7 +137,7 @@ class CasePool:
                 if isinstance(future.exception(), BrokenProcessPool):
                     suspects.append(task)
                 else:
-                    yield _outcome(task, future.result())
+                    yield outcome_of(task, future.result())
             if suspects:
                 suspects += [running.pop(future) for future in list(running)]
                 for task in suspects:
@@ -119,9 +148,9 @@ class CasePool:
         """A task in a process of its own, so that its end can be blamed on nothing else."""
         self._stop(kill=True)
         with _executor(1) as executor:
-            future: Future = executor.submit(_call, function, task.argument)
+            future: Future = executor.submit(call, function, task.argument)
             try:
-                return _outcome(task, future.result())
+                return outcome_of(task, future.result())
             except BrokenProcessPool:
                 need = f"about {task.bytes / 1e9:.1f} GB were predicted, {free_memory() / 1e9:.1f} GB are free now"
                 return Outcome(task, error=f"the process working on it was killed, most often for want of memory ({need})"), []
@@ -150,14 +179,6 @@ def workers_for(tasks: list[Task], most: int) -> int:
     return max(1, min(most, int(SHARE_OF_FREE_MEMORY * free_memory() / largest)))
 
 
-def _too_large(task: Task) -> str | None:
-    """The reason not to start on a task that needs more memory than is free, else None."""
-    free = free_memory()
-    if task.bytes <= free:
-        return None
-    return f"it needs about {task.bytes / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free. {task.way_out}".rstrip()
-
-
 def _executor(workers: int) -> ProcessPoolExecutor:
     return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_prepare_worker)
 
@@ -175,8 +196,8 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _call(function, argument) -> tuple[Any, str | None, str | None, list[str]]:
-    """In a worker: the value, or the error and its traceback; and what was logged on the way."""
+def call(function, argument) -> Result:
+    """In a worker: function(argument), without raising."""
     with collected_messages() as said:
         try:
             return function(argument), None, None, said
@@ -201,7 +222,8 @@ def collected_messages() -> Iterator[list[str]]:
         log.propagate = propagate
 
 
-def _outcome(task: Task, result: tuple[Any, str | None, str | None, list[str]]) -> tuple[Outcome, list[str]]:
+def outcome_of(task: Task, result: Result) -> tuple[Outcome, list[str]]:
+    """The outcome that a `Result` tells, and what the case had to say."""
     value, error, trace, said = result
     if trace is not None:
         log.info("%s: %s", task.name, trace)

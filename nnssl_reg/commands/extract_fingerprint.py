@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from nnssl_reg.commands.case_pool import CasePool, Task, collected_messages
+from nnssl_reg.commands.case_pool import Pool, Task, collected_messages
+from nnssl_reg.commands.dask_pool import pool_for
 from nnssl_reg.commands.failed_cases import failures_of, print_failures, record_failures
 from nnssl_reg.commands.machine import free_memory
 from nnssl_reg.commands.selection import raw_datasets, with_each
@@ -52,11 +53,11 @@ def run(args: Namespace) -> int:
     def work(dataset: RawDataset) -> bool:
         return not extract_fingerprint(dataset, preprocessed / dataset.name, pool, clean=args.clean)[1]
 
-    with CasePool(args.npfp, not args.no_pbar) as pool:
+    with pool_for(args.npfp, args.dask, not args.no_pbar) as pool:
         return with_each(datasets, work)
 
 
-def extract_fingerprint(dataset: RawDataset, folder: Path | None, pool: CasePool, *, clean: bool = False, write: bool = True
+def extract_fingerprint(dataset: RawDataset, folder: Path | None, pool: Pool, *, clean: bool = False, write: bool = True
                         ) -> tuple[Fingerprint, set[str]]:  # fmt: skip
     """Measure all cases, merge them, write dataset_fingerprint.json to `folder`. Returns it and the names of failed cases.
 

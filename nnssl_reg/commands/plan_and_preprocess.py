@@ -1,9 +1,11 @@
 """nnssl_plan_and_preprocess: fingerprint, plans and preprocessed cases of raw data sets, in one go."""
 
 from argparse import Namespace
+from contextlib import ExitStack
 from pathlib import Path
 
-from nnssl_reg.commands.case_pool import CasePool, Task
+from nnssl_reg.commands.case_pool import Pool, Task
+from nnssl_reg.commands.dask_pool import pool_for
 from nnssl_reg.commands.extract_fingerprint import extract_fingerprint, header_grid
 from nnssl_reg.commands.failed_cases import failures_of, print_failures
 from nnssl_reg.commands.plan_experiment import check_plans_name, plan_dataset
@@ -29,14 +31,17 @@ def run(args: Namespace) -> int:
             failed = failed | preprocess_dataset(dataset, plans, folder, pool, args.c, clean=args.clean, skip=frozenset(failed))
         return not failed
 
-    with CasePool(args.np, not args.no_pbar) as pool, CasePool(args.npfp, not args.no_pbar) as other:
-        measuring = pool if args.npfp == args.np else other
+    with ExitStack() as pools:
+        pool = pools.enter_context(pool_for(args.np, args.dask, not args.no_pbar))
+        measuring = pool
+        if args.npfp != args.np:
+            measuring = pools.enter_context(pool_for(args.npfp, args.dask, not args.no_pbar))
         if args.verify_dataset_integrity:
             verify(datasets, measuring)
         return with_each(datasets, work)
 
 
-def verify(datasets: list[RawDataset], pool: CasePool) -> None:
+def verify(datasets: list[RawDataset], pool: Pool) -> None:
     """Read every image and label. Raises ValueError with all that is wrong, before anything else is done."""
     problems = []
     for dataset in datasets:

@@ -9,7 +9,8 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from nnssl_reg.commands.case_pool import CasePool, Outcome, Task
+from nnssl_reg.commands.case_pool import Outcome, Pool, Task
+from nnssl_reg.commands.dask_pool import pool_for
 from nnssl_reg.commands.extract_fingerprint import header_grid
 from nnssl_reg.commands.failed_cases import failures_of, print_failures, record_failures
 from nnssl_reg.commands.machine import free_memory
@@ -59,7 +60,7 @@ def run(args: Namespace) -> int:
         plans = read_plans(preprocessed / dataset.name, args.p)
         return not preprocess_dataset(dataset, plans, preprocessed / dataset.name, pool, args.c, clean=args.clean)
 
-    with CasePool(args.np, not args.no_pbar) as pool:
+    with pool_for(args.np, args.dask, not args.no_pbar) as pool:
         return with_each(datasets, work)
 
 
@@ -72,7 +73,7 @@ def read_plans(folder: Path, plans_name: str) -> Plans:
     return read_dataclass(Plans, path, PLANS_VERSION)
 
 
-def preprocess_dataset(dataset: RawDataset, plans: Plans, folder: Path, pool: CasePool, names: list[str] | None = None, *,
+def preprocess_dataset(dataset: RawDataset, plans: Plans, folder: Path, pool: Pool, names: list[str] | None = None, *,
                        clean: bool = False, skip: frozenset[str] = frozenset()) -> set[str]:  # fmt: skip
     """Preprocess all cases (but those in `skip`) to `folder`/<plans>_<configuration>; returns the names of failed cases.
 

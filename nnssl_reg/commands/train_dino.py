@@ -13,9 +13,11 @@ from tqdm import tqdm
 
 from nnssl_reg.commands.failed_cases import print_failures, record_failures
 from nnssl_reg.commands.held_out import build_probe
+from nnssl_reg.commands.pair_features import Model
 from nnssl_reg.commands.stop_request import StopRequest
 from nnssl_reg.commands.training_job import Job, fitted, read_job
 from nnssl_reg.commands.training_processes import Place, start_processes, torchrun_place, working_place
+from nnssl_reg.commands.zero_shot import ZeroShotDice
 from nnssl_reg.evaluation.figures import feature_figure, progress_figure
 from nnssl_reg.features.encode import encode
 from nnssl_reg.geometry.image import Image
@@ -25,6 +27,7 @@ from nnssl_reg.planning.memory import GB, training_bytes
 from nnssl_reg.pretraining.case_groups import BLOCK, CaseGroup, slots
 from nnssl_reg.pretraining.checkpoint import checkpoint_path, read_info
 from nnssl_reg.pretraining.measure import Cost, measure
+from nnssl_reg.pretraining.probe import Probe
 from nnssl_reg.pretraining.trainer import Observer, train
 from nnssl_reg.pretraining.training_log import TrainingLog
 from nnssl_reg.pretraining.training_state import TrainingState, start
@@ -111,7 +114,8 @@ def pretrain(job: Job, stop: StopRequest, args: Namespace) -> int:
         training_log = TrainingLog(job.folder, bar.write, silent=not first)
         training_log.forget_after(job.step)
         training_log.line(opening(job, args))
-        state, probe = start(job.run, job.checkpoint, job.step), build_probe(job.run, job.probed) if first else None
+        state = start(job.run, job.checkpoint, job.step)
+        probe = make_probe(job, state, args) if first else None
         observer = Observer(on_step=lambda step, loss: _advance(bar, step, loss), should_stop=lambda: bool(stop),
                             **({"on_epoch": Pictures(job)} if first else {}))  # fmt: skip
         finished = train(job.run, state, job.folder, training_log, observer, probe)
@@ -123,6 +127,17 @@ def pretrain(job: Job, stop: StopRequest, args: Namespace) -> int:
         print(f"{why_stopped(stop, args)} at step {state.step} of {plan.steps}, saved to "
               f"{checkpoint_path(job.folder, 'latest')}. The same command with --continue goes on from there.")  # fmt: skip
     return int(incomplete and first) if finished else stop.exit_code
+
+
+def make_probe(job: Job, state: TrainingState, args: Namespace) -> Probe | None:
+    """The probe of the held-out cases, and of the labelled pairs that args name. Raises ValueError where these do not serve."""
+    probe = build_probe(job.run, job.probed)
+    if args.probe_pairs is None:
+        return probe
+    if probe is None:
+        raise ValueError(f"-probe_pairs {args.probe_pairs}: nothing in the cases held out could be probed, so leave it out.")
+    model = Model(job.folder, job.run.configuration, state.pair.teacher.encoder)
+    return replace(probe, dice=ZeroShotDice(args.probe_pairs, model, job.run.device))
 
 
 def tell_left_out(job: Job, left_out: dict[str, str]) -> bool:

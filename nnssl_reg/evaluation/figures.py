@@ -21,7 +21,7 @@ COLOURS = ("#e6194b", "#3cb44b", "#ffe119", "#4c8dff", "#f58231", "#46f0f0", "#f
 ENOUGH_CELLS = 50_000  # of an image, from which the colours of its features are found
 PANELS = (  # title, and what the names of its curves contain
     ("losses", ("loss",)),
-    ("probe: share found within one token, error in mm (right)", ("probe_",)),
+    ("probe: share found within one token, Dice, error in mm (right)", ("probe_",)),
     ("learning rate", ("learning_rate",)),
     ("teacher temperature, momentum (right)", ("temperature", "momentum")),
     ("token spread", ("spread",)),

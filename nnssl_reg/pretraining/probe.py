@@ -51,20 +51,23 @@ class ProbePair:
 class ProbeResult:
     """error_mm: median distance of a token's match from its true place; recall: share of matches within one token of it.
 
-    unmoved_mm: what the error would be without matching, at every token's own place.
+    unmoved_mm: what the error would be without matching, at every token's own place. dice: see Probe.
     """
 
     error_mm: float
     recall: float
     unmoved_mm: float
+    dice: float | None = None
 
     def row(self) -> dict[str, float]:
         """As columns of the log."""
-        return {"probe_error_mm": self.error_mm, "probe_recall": self.recall}
+        dice = {} if self.dice is None else {"probe_dice": self.dice}
+        return {"probe_error_mm": self.error_mm, "probe_recall": self.recall, **dice}
 
     def __str__(self) -> str:
+        dice = "" if self.dice is None else f"; zero-shot Dice {self.dice:.3f}"
         return (f"tokens find their place with a median error of {self.error_mm:.1f} mm ({self.unmoved_mm:.1f} mm without "
-                f"matching); {self.recall:.1%} within one token")  # fmt: skip
+                f"matching); {self.recall:.1%} within one token{dice}")  # fmt: skip
 
 
 Encode = Callable[[Image, nn.Module], FeatureMap]
@@ -73,11 +76,15 @@ Project = Callable[[FeatureMap, FeatureMap], tuple[FeatureMap, FeatureMap]]
 
 @dataclass(frozen=True, eq=False)
 class Probe:
-    """The same pairs all along. encode: an image's tokens; project: both images' tokens, as the registration does it."""
+    """The same pairs all along. encode: an image's tokens; project: both images' tokens, as the registration does it.
+
+    dice: what an encoder's features reach on labelled pairs, if there are any. It is told, and chooses nothing.
+    """
 
     pairs: Sequence[ProbePair]
     encode: Encode
     project: Project
+    dice: Callable[[nn.Module], float] | None = None
 
     def __call__(self, encoder: nn.Module) -> ProbeResult:
         """Over the tokens of all pairs."""
@@ -86,7 +93,8 @@ class Probe:
             fixed, moving = self.project(self.encode(pair.fixed, encoder), self.encode(pair.moving, encoder))
             found.append((*match_errors(pair, fixed, moving), pair.shift_mm))
         mm, tokens, unmoved = (torch.cat(values) for values in zip(*found))
-        return ProbeResult(float(mm.median()), float((tokens <= 1).float().mean()), float(unmoved.median()))
+        dice = None if self.dice is None else self.dice(encoder)
+        return ProbeResult(float(mm.median()), float((tokens <= 1).float().mean()), float(unmoved.median()), dice)
 
 
 def make_pair(source: Image, deformed: Image, start_vox, crop_size, patch_size, seed: Sequence[int]) -> ProbePair:
