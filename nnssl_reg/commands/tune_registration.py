@@ -167,7 +167,8 @@ def _listed(value: Any) -> Any:
 
 def _space(setup: Setup, args: Namespace) -> list[Parameter]:
     """The parameters to search: all that matter, or those of -parameters; not what --set fixes."""
-    names = tunable(setup.kind)
+    planned = RegistrationSettings(setup.features, setup.registration)
+    names = tunable(planned, setup.kind)
     unknown = [name for name in args.parameters or () if name not in names]
     if unknown:
         raise ValueError(f"-parameters {' '.join(unknown)}: with {setup.kind} features there are {', '.join(names)}.")
@@ -175,7 +176,7 @@ def _space(setup: Setup, args: Namespace) -> list[Parameter]:
     chosen = [name for name in names if name in (args.parameters or names) and name not in fixed]
     if not chosen:
         raise ValueError("--set fixes every parameter that was to be tuned; leave some out of it.")
-    return search_space(RegistrationSettings(setup.features, setup.registration), chosen)
+    return search_space(planned, chosen)
 
 
 def _about(setup: Setup, args: Namespace, kind: str, items: Sequence[TuningPair], space: Sequence[Parameter]) -> dict:

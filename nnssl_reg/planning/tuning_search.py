@@ -15,12 +15,14 @@ FACTORS = {
     "registration.coarse_spacing_mm": (0.8, 1.0, 1.25, 1.6),
     "registration.iterations": (0.5, 1.0, 2.0),
     "registration.learning_rate": (0.5, 1.0, 2.0),
+    "registration.voxel_smoothness": (0.35, 0.6, 1.0, 1.7),
     "features.mind_spacing_mm": (0.8, 1.0, 1.25, 1.6),
     "features.components": (0.67, 1.0, 2.0),
 }
 CHOICES = {
     "registration.smoothing_passes": (1, 2, 3, 5),
     "registration.rounds": (1, 2, 3),
+    "registration.voxel_iterations": (0, 10, 20, 40),
     "features.mind_scales": (((1, 2),), ((1, 1),), ((1, 1), (0, 2))),
     "features.mind_noise": (0.0, 0.3, 1.0),
     "features.mind_noise_ct": (0.0, 0.1, 0.3),
@@ -29,8 +31,8 @@ CHOICES = {
 # those of the features last: all other trials share the features and initial alignments that are at hand
 ORDER = ("registration.smoothness", "registration.search_radius_mm", "registration.coarse_spacing_mm",
          "registration.smoothing_passes", "registration.rounds", "registration.iterations", "registration.learning_rate",
-         "features.mind_scales", "features.mind_noise", "features.mind_noise_ct", "features.intensity_share",
-         "features.mind_spacing_mm", "features.components")  # fmt: skip
+         "registration.voxel_iterations", "registration.voxel_smoothness", "features.mind_scales", "features.mind_noise",
+         "features.mind_noise_ct", "features.intensity_share", "features.mind_spacing_mm", "features.components")  # fmt: skip
 MOST_WORK = 4.0  # of the search for displacements, in the planned one's: it also bounds its memory
 JUMPS = 0.35  # share of the parameters that a random trial changes
 DRAWS = 200  # for a random trial that was not made yet
@@ -47,9 +49,11 @@ class Parameter:
     planned: int
 
 
-def tunable(kind: str) -> list[str]:
+def tunable(plans: RegistrationSettings, kind: str) -> list[str]:
     """The names that make a difference for a kind of features, the most important first."""
-    without = {"dino": ("features.mind_", "features.intensity_share"), "mind": "features.components"}.get(kind, "-")
+    without = {"dino": ("features.mind_", "features.intensity_share"), "mind": ("features.components",)}.get(kind, ())
+    if kind == "dino" or plans.registration.voxel_iterations == 0 or max(plans.features.mind_stride) == 1:
+        without = (*without, "registration.voxel_")  # no refinement at voxels, or its cells are voxels already
     return [name for name in ORDER if not name.startswith(without)]
 
 

@@ -3,9 +3,10 @@
 from dataclasses import replace
 
 import numpy as np
+import pytest
 
 from nnssl_reg.geometry.grid import Grid
-from nnssl_reg.planning.image_plan import plan_images
+from nnssl_reg.planning.image_plan import RegistrationSettings, plan_images
 from nnssl_reg.planning.tuning_search import (
     ORDER,
     Parameter,
@@ -75,8 +76,17 @@ def test_the_space_lies_around_the_plans_and_its_planned_position_gives_them_bac
 
 
 def test_parameters_that_the_features_do_not_have_are_not_tuned():
-    assert not [name for name in tunable("dino") if "mind" in name] and "features.components" in tunable("dino")
-    assert "features.components" not in tunable("mind") and tunable("dino+mind") == list(ORDER)
+    coarse = replace(PLANS, features=replace(PLANS.features, mind_stride=(2, 2, 2)))
+    assert not [name for name in tunable(coarse, "dino") if "mind" in name or "voxel" in name]
+    assert "features.components" in tunable(coarse, "dino") and "features.components" not in tunable(coarse, "mind")
+    assert tunable(coarse, "dino+mind") == list(ORDER)
+
+
+@pytest.mark.parametrize(("stride", "iterations"), [((1, 1, 1), 20), ((2, 2, 2), 0)])
+def test_the_refinement_at_voxels_is_tuned_only_where_there_is_one(stride, iterations):
+    plans = RegistrationSettings(replace(PLANS.features, mind_stride=stride),
+                                 replace(PLANS.registration, voxel_iterations=iterations))  # fmt: skip
+    assert not [name for name in tunable(plans, "mind") if "voxel" in name]
 
 
 def test_the_planned_values_are_affordable_and_a_search_of_many_times_the_work_is_not():
