@@ -46,10 +46,14 @@ def head_parameters(network: NetworkPlan, pretraining: PretrainingPlan) -> int:
     return 2 * (network.embed_dim * hidden + hidden * hidden + hidden * neck + neck * pretraining.prototypes)
 
 
+def encoder_bytes(network: NetworkPlan, crop_size, precision: str) -> float:
+    """What the student keeps of a crop for the backward pass."""
+    return tokens_of(crop_size, network.patch_size) * network.embed_dim * network.depth * SAVED_BYTES[precision]
+
+
 def bytes_per_crop(network: NetworkPlan, crop_size, loss_tokens: int, prototypes: int, precision: str) -> float:
     """What one more crop in the batch costs in training: the student's activations and both heads' probabilities."""
-    encoder = tokens_of(crop_size, network.patch_size) * network.embed_dim * network.depth * SAVED_BYTES[precision]
-    return encoder + HEAD_ROWS * loss_tokens * prototypes * 4 * HEAD_COPIES
+    return encoder_bytes(network, crop_size, precision) + HEAD_ROWS * loss_tokens * prototypes * 4 * HEAD_COPIES
 
 
 def training_bytes(network: NetworkPlan, pretraining: PretrainingPlan, precision: str) -> float:
@@ -58,6 +62,8 @@ def training_bytes(network: NetworkPlan, pretraining: PretrainingPlan, precision
     if pretraining.gram_weight > 0:
         weights += 4 * encoder_parameters(network)  # the teacher as it was
     crop = bytes_per_crop(network, pretraining.crop_size, pretraining.loss_tokens, pretraining.prototypes, precision)
+    crop += pretraining.global_crops * encoder_bytes(network, pretraining.crop_size, precision)
+    crop += pretraining.local_crops * encoder_bytes(network, pretraining.local_crop_size, precision)
     return weights + pretraining.batch_size * crop + 0.5 * GB  # 0.5: the CUDA context and workspaces
 
 

@@ -34,6 +34,7 @@ from nnssl_reg.planning.rules_network import (
 )
 from nnssl_reg.planning.rules_pretraining import (
     crops_per_pass,
+    further_view_choices,
     gram_choices,
     head_choices,
     loss_choices,
@@ -133,6 +134,7 @@ def _pretraining_choices(data: DataSummary, shape, size: str, network: NetworkPl
         **schedule_choices(steps["steps"].value, SIZES[size].learning_rate, size),
         **loss_choices(),
         **view_choices(),
+        **further_view_choices(crop.value, network.patch_size),
         "workers": worker_choice(gpu_memory_gb),
         **gram_choices(steps["steps"].value),
     }

@@ -85,6 +85,12 @@ class PretrainingPlan:
     remap_probability: float = 0.5  # of a random intensity curve, in each view
     gin_probability: float = 0.5  # of random shallow convolutions, in each view
     low_resolution_probability: float = 0.0  # of voxels two or three times as coarse, in each view
+    window_probability: float = 0.0  # of a random intensity window, in each view
+    global_crops: int = 0  # further views of each crop for the class loss, of crop_size
+    global_scale: tuple[float, float] = (0.6, 1.0)  # their edge relative to the crop's
+    local_crops: int = 0  # the same, of local_crop_size
+    local_crop_size: tuple[int, int, int] = (0, 0, 0)  # voxels
+    local_scale: tuple[float, float] = (0.3, 0.6)
 
 
 @dataclass(frozen=True)

@@ -104,11 +104,25 @@ def view_choices() -> dict[str, Choice]:
         "remap_probability": Choice(0.5, "half of the views: what is bright in one contrast is dark in another"),
         "gin_probability": Choice(0.5, "half of the views: the published change of contrast that depends on the surroundings"),
         "low_resolution_probability": Choice(0.0, "off: whether it helps has not been measured; blur is part of the changes"),
+        "window_probability": Choice(0.0, "off: whether it helps has not been measured; curves are part of the changes"),
         "foreground_share": Choice(0.7, "share of crops centred on the body, as the published 70 % foreground"),
         "modality_balance": Choice(
             0.5, "half way from equal cases to equal modalities: the rarer is not drowned, nor worn out"
         ),
     }
+
+
+def further_view_choices(crop, patch) -> dict[str, Choice]:
+    """Further views of a crop for the class loss."""
+    off = "off: registration uses the patch tokens, which these views do not train; each costs its tokens' time"
+    local = tuple(p * max(1, n // p // 2) for n, p in zip(crop, patch))
+    return {
+        "global_crops": Choice(0, off),
+        "global_scale": Choice((0.6, 1.0), "edge relative to the crop's, as published; unused, as global_crops is 0"),
+        "local_crops": Choice(0, off),
+        "local_crop_size": Choice(local, "half as many tokens as the crop along each axis; unused, as local_crops is 0"),
+        "local_scale": Choice((0.3, 0.6), "edge relative to the crop's: about the voxels of the crop; unused likewise"),
+    }  # fmt: skip
 
 
 def worker_choice(gpu_memory_gb: float) -> Choice:

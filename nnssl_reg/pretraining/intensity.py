@@ -14,6 +14,7 @@ REMAP_POINTS = 8  # knots of the random intensity curve
 BIAS_CELLS = 3  # cells per axis of the random bias field before interpolation
 GIN_LAYERS = 3
 GIN_CHANNELS = 2  # as published
+NARROWEST = 0.25  # window, as a share of all intensities
 COARSEST = 3  # times that voxels may be enlarged
 BLUR_RADIUS = 3  # voxels; holds the largest sigma, 1.2
 GAMMA = GammaTransform(gamma=1.0, p_invert_image=0.0, synchronize_channels=False, p_per_channel=1.0, p_retain_stats=1.0)
@@ -23,6 +24,7 @@ GAMMA = GammaTransform(gamma=1.0, p_invert_image=0.0, synchronize_channels=False
 class IntensityChange:
     """What is done to each of B images, in this order. Neutral values leave an image as it is."""
 
+    window: torch.Tensor  # (B, 2): the intensities that become -1 and 1, what lies beyond is cut off
     remap: torch.Tensor  # (B, REMAP_POINTS): new intensity of the knots at -1..1
     gin_weights: tuple[torch.Tensor, ...]  # one (B, out, in, 3, 3, 3) per layer
     gin_share: torch.Tensor  # (B,): share of the convolved image in the blend
@@ -43,7 +45,8 @@ class IntensityChange:
 
 
 def draw_change(batch_size: int, strength: float, generator: torch.Generator, remap_probability: float = 0.5,
-                gin_probability: float = 0.5, low_resolution_probability: float = 0.0) -> IntensityChange:  # fmt: skip
+                gin_probability: float = 0.5, low_resolution_probability: float = 0.0,
+                window_probability: float = 0.0) -> IntensityChange:  # fmt: skip
     """Parameters for B images. strength 0 changes nothing, 1 is the published strength. generator: on the CPU."""
 
     def uniform(low: float, high: float, *shape: int) -> torch.Tensor:
@@ -69,18 +72,29 @@ def draw_change(batch_size: int, strength: float, generator: torch.Generator, re
         coarseness=1
         + sometimes(low_resolution_probability * min(strength, 1.0)).long()
         * torch.randint(1, COARSEST, (batch_size,), generator=generator),
+        window=_draw_windows(sometimes(window_probability) * min(strength, 1.0), uniform),
     )
 
 
 def apply_change(images: torch.Tensor, change: IntensityChange) -> torch.Tensor:
     """Changed images (B, 1, X, Y, Z) float32."""
-    images = remap_intensities(images, change.remap)
+    images = remap_intensities(cut_to_window(images, change.window), change.remap)
     images = random_convolutions(images, change.gin_weights, change.gin_share)
     images = multiply_bias(images, change.bias)
     images = raise_to_gamma(images, change.gamma, change.inverted)
     images = images + _volume(change.shift, images) + (_volume(change.contrast, images) - 1) * (images - _mean(images))
     images = coarsen(blur(images, change.blur), change.coarseness)
     return add_noise(images, change.noise, change.noise_seed)
+
+
+def cut_to_window(images: torch.Tensor, window: torch.Tensor) -> torch.Tensor:
+    """Images with the window (B, 2) of each spread over -1..1, as one looks at CT; -1..1 leaves an image."""
+    chosen = torch.nonzero((window[:, 0] > -1) | (window[:, 1] < 1)).flatten()
+    if len(chosen) == 0:
+        return images
+    index = chosen.to(images.device)
+    low, high = (_volume(bound, images) for bound in window[chosen].unbind(dim=1))
+    return images.index_copy(0, index, ((images[index] - low) * (2 / (high - low)) - 1).clamp(-1, 1))
 
 
 def remap_intensities(images: torch.Tensor, curve: torch.Tensor) -> torch.Tensor:
@@ -168,6 +182,13 @@ def add_noise(images: torch.Tensor, deviation: torch.Tensor, seeds: torch.Tensor
                          for seed in seeds[chosen].tolist()])  # fmt: skip
     index = chosen.to(images.device)
     return images.index_add(0, index, (noise * _volume(deviation[chosen], images)).to(images.dtype))
+
+
+def _draw_windows(strength: torch.Tensor, uniform) -> torch.Tensor:
+    """Windows (B, 2) inside -1..1, NARROWEST of it wide or more at strength 1, all of it at strength 0."""
+    share = 1 - strength * (1 - NARROWEST) * uniform(0, 1)  # of the width
+    middle = (1 - share) * uniform(-1, 1)
+    return torch.stack((middle - share, middle + share), dim=1)
 
 
 def _draw_curve(batch_size: int, generator: torch.Generator) -> torch.Tensor:

@@ -33,18 +33,24 @@ def require_trainable(configuration: Configuration, processes: int = 1) -> None:
         shared = plan.batch_size % processes == 0
         require(shared, "batch_size", f"a multiple of {processes}, the processes that share it")
     require(plan.prototypes >= 2, "prototypes", "at least 2")
-    for name in ("gram_weight", "gram_start_step"):
+    if plan.local_crops > 0:
+        whole = all(n >= p and n % p == 0 for n, p in zip(plan.local_crop_size, network.patch_size))
+        require(whole, "local_crop_size", f"whole patches of {network.patch_size} along every axis")
+    for name in ("gram_weight", "gram_start_step", "global_crops", "local_crops"):
         require(vars(plan)[name] >= 0, name, "0 or more")
     require(plan.workers >= 0, "workers", "0 (read in the training process) or more")
     require(plan.centering in CENTERINGS, "centering", " or ".join(CENTERINGS))
-    for name in ("mask_ratio", "zoom"):
+    for name in ("mask_ratio", "zoom", "global_scale", "local_scale"):
         low, high = vars(plan)[name]
         require(0 < low <= high, name, "two increasing positive numbers")
     require(plan.mask_ratio[1] < 1, "mask_ratio", "below 1")
+    for name in ("global_scale", "local_scale"):
+        require(vars(plan)[name][1] <= 1, name, "at most 1, the whole crop")
     for name in ("teacher_temperature", "final_teacher_temperature", "student_temperature", "learning_rate", "gradient_clip"):
         require(vars(plan)[name] > 0, name, "positive")
     shares = ("teacher_momentum", "final_teacher_momentum", "foreground_share", "layer_decay", "modality_balance",
-              "remap_probability", "gin_probability", "low_resolution_probability")  # fmt: skip
+              "remap_probability", "gin_probability", "low_resolution_probability",
+              "window_probability")  # fmt: skip
     for name in shares:
         require(0 <= vars(plan)[name] <= 1, name, "between 0 and 1")
     if problems:

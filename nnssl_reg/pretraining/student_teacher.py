@@ -29,7 +29,7 @@ class ChosenTokens:
 
 @dataclass(frozen=True)
 class Targets:
-    """The teacher's probabilities: of the unmasked samples' class tokens (U, K) and of the chosen patch tokens (M + V, K)."""
+    """The teacher's probabilities: of all samples' class tokens (B, K) and of the chosen patch tokens (M + V, K)."""
 
     class_tokens: torch.Tensor
     patch_tokens: torch.Tensor
@@ -38,7 +38,10 @@ class Targets:
 
 @dataclass(frozen=True)
 class Outputs:
-    """The student's cosines with the prototypes, as Targets, and its unmasked samples' tokens, (U, D) and (U, N, D)."""
+    """The student's cosines with the prototypes, and its unmasked samples' tokens, (U, D) and (U, N, D).
+
+    class_tokens: (U + F, K), of the unmasked samples and of the further views; patch_tokens: (M + V, K), the chosen ones.
+    """
 
     class_tokens: torch.Tensor
     patch_tokens: torch.Tensor
@@ -56,13 +59,16 @@ class Network(nn.Module):
         self.class_head = ProjectionHead(*sizes, generator=generator)
         self.patch_head = ProjectionHead(*sizes, generator=generator)
 
-    def forward(self, images: torch.Tensor, mask: torch.Tensor, index: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """The fields of Outputs, in order. index: of the chosen patch tokens, flat."""
+    def forward(self, images: torch.Tensor, mask: torch.Tensor, index: torch.Tensor,
+                further: tuple[torch.Tensor, ...] = ()) -> tuple[torch.Tensor, ...]:  # fmt: skip
+        """The fields of Outputs, in order. index: of the chosen patch tokens, flat; further: views for the class loss alone."""
         tokens = self.encoder(images, mask)
+        more = [self.encoder(views).class_token for views in further]
         whole = ~mask.flatten(1).any(dim=1)
         features = tokens.class_token[whole]  # (U, D)
         patches = tokens.patch_tokens.flatten(0, 1)[index]  # (M + V, D)
-        return self.class_head(features), self.patch_head(patches), features, tokens.patch_tokens[whole]
+        classes = self.class_head(torch.cat((features, *more)))
+        return classes, self.patch_head(patches), features, tokens.patch_tokens[whole]
 
 
 class StudentTeacher(nn.Module):
@@ -92,8 +98,8 @@ class StudentTeacher(nn.Module):
         """
         chosen = self.choose(views.all_masks, generator)
         targets = self.teacher_targets(views, chosen, settings.teacher_temperature)
-        outputs = Outputs(*(student or self.student)(views.student, views.mask, chosen.index))
-        terms = self.compare(targets, outputs, chosen, whole_samples(views.all_masks))
+        outputs = Outputs(*(student or self.student)(views.student, views.mask, chosen.index, views.further))
+        terms = self.compare(targets, outputs, chosen, views)
         if settings.gram_weight > 0:
             terms["gram_loss"] = self.gram_loss(views, outputs.patch_features, generator)
             terms["total"] = terms["total"] + settings.gram_weight * terms["gram_loss"]
@@ -120,7 +126,7 @@ class StudentTeacher(nn.Module):
             patch_targets = centred(patch_logits, self.patch_centre, temperature)
             self.patch_centre.copy_(moved_centre(self.patch_centre, patch_logits, processes=self.processes))
         # a batch has too few class tokens to share K prototypes among, as Sinkhorn-Knopp would
-        class_targets = centred(class_logits[whole_samples(views.mask)], self.class_centre, temperature)
+        class_targets = centred(class_logits, self.class_centre, temperature)
         self.class_centre.copy_(moved_centre(self.class_centre, class_logits, processes=self.processes))
         return Targets(class_targets, patch_targets, tokens)
 
@@ -136,12 +142,15 @@ class StudentTeacher(nn.Module):
             loss = gram(tokens[:, some], anchors[:, some]) * share
         return self.processes.joined({"gram_loss": loss})["gram_loss"]
 
-    def compare(self, targets: Targets, outputs: Outputs, chosen: ChosenTokens, whole: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The loss terms by name and their weighted sum, "total". whole: which samples of the whole batch are unmasked."""
+    def compare(self, targets: Targets, outputs: Outputs, chosen: ChosenTokens, views: Views) -> dict[str, torch.Tensor]:
+        """The loss terms by name and their weighted sum, "total". Every view has the same weight in the class loss."""
         plan, masked = self.plan, len(chosen.masked_weights)
-        equal = (1 / whole.sum().clamp(min=1)).expand(len(outputs.class_tokens))
+        further = sum(map(len, views.further)) // len(views.mask)  # of each sample
+        seen = torch.cat((targets.class_tokens[whole_samples(views.mask)], targets.class_tokens.repeat(further, 1)))
+        compared = whole_samples(views.all_masks).sum() + further * len(views.all_masks)
+        equal = (1 / compared.clamp(min=1)).expand(len(seen))
         terms = self.processes.joined({
-            "class_loss": cross_entropy(targets.class_tokens, outputs.class_tokens, plan.student_temperature, equal),
+            "class_loss": cross_entropy(seen, outputs.class_tokens, plan.student_temperature, equal),
             "masked_loss": cross_entropy(targets.patch_tokens[:masked], outputs.patch_tokens[:masked],
                                     plan.student_temperature, chosen.masked_weights),
             "visible_loss": cross_entropy(targets.patch_tokens[masked:], outputs.patch_tokens[masked:],

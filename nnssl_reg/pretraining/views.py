@@ -17,13 +17,15 @@ class Views:
     """teacher, student: (B, 1, X, Y, Z), the same places in other intensities; mask: (B, X', Y', Z') bool over tokens.
 
     The first samples are masked, the others are not: iBOT's loss needs masks, the class loss needs whole images.
-    all_masks: those of the whole batch, of which this process may have a part only.
+    all_masks: those of the whole batch, of which this process may have a part only. further: for the class loss alone, parts
+    of the same places, (n * B, 1, ...) each, the first part of all samples, then the second.
     """
 
     teacher: torch.Tensor
     student: torch.Tensor
     mask: torch.Tensor
     all_masks: torch.Tensor
+    further: tuple[torch.Tensor, ...] = ()
 
 
 def make_views(windows: torch.Tensor, plan: PretrainingPlan, patch_size: tuple[int, int, int],
@@ -37,14 +39,48 @@ def make_views(windows: torch.Tensor, plan: PretrainingPlan, patch_size: tuple[i
     whole = count * processes.size
     matrices = draw_geometry(whole, windows.shape[2:], plan, spacing_mm, generator)
     crops = resample_batch(windows, processes.own(matrices), plan.crop_size)
-    teacher, student = torch.arange(2 * whole).chunk(2)
-    change = draw_change(2 * whole, plan.intensity_strength, generator, remap_probability=plan.remap_probability,
-                         gin_probability=plan.gin_probability,
-                         low_resolution_probability=plan.low_resolution_probability)  # fmt: skip
-    change = change.of(torch.cat((processes.own(teacher), processes.own(student))))
-    both = apply_change(torch.cat((crops, crops)), change)
+    both = changed(torch.cat((crops, crops)), 2, plan, generator, processes)
     masks = draw_masks(whole, plan, patch_size, generator).to(windows.device)
-    return Views(both[:count], both[count:], processes.own(masks), masks)
+    kinds = ((plan.global_crops, plan.crop_size, plan.global_scale), (plan.local_crops, plan.local_crop_size, plan.local_scale))
+    further = tuple(draw_parts(windows, matrices, plan, *kind, generator, processes) for kind in kinds if kind[0] > 0)
+    return Views(both[:count], both[count:], processes.own(masks), masks, further)
+
+
+def changed(images: torch.Tensor, times: int, plan: PretrainingPlan, generator: torch.Generator,
+            processes: Processes) -> torch.Tensor:  # fmt: skip
+    """Images (times * B, 1, X, Y, Z), `times` views of the own samples one after the other, each with other intensities."""
+    whole = len(images) * processes.size
+    change = draw_change(whole, plan.intensity_strength, generator, remap_probability=plan.remap_probability,
+                         gin_probability=plan.gin_probability, window_probability=plan.window_probability,
+                         low_resolution_probability=plan.low_resolution_probability)  # fmt: skip
+    own = torch.cat([processes.own(view) for view in torch.arange(whole).chunk(times)])
+    return apply_change(images, change.of(own))
+
+
+def draw_parts(windows: torch.Tensor, matrices: torch.Tensor, plan: PretrainingPlan, times: int, size, scale,
+               generator: torch.Generator, processes: Processes) -> torch.Tensor:  # fmt: skip
+    """Parts of the crops, (times * B, 1, *size) with intensities of their own.
+
+    matrices: of the whole batch's crops, (W, 3, 4); scale: least and largest edge of a part, relative to the crop's.
+    """
+    parts = []
+    for _ in range(times):
+        inner = part_geometry(len(matrices), plan.crop_size, size, scale, generator)
+        linear, shift = matrices[:, :, :3] @ inner[:, :, :3], matrices[:, :, :3] @ inner[:, :, 3:] + matrices[:, :, 3:]
+        parts.append(resample_batch(windows, processes.own(torch.cat((linear, shift), dim=2)), size))
+    return changed(torch.cat(parts), times, plan, generator, processes)
+
+
+def part_geometry(count: int, crop_size, size, scale, generator: torch.Generator) -> torch.Tensor:
+    """Random parts of a crop: (B, 3, 4), voxel index in the part -> voxel index in the crop, inside of which all of it lies."""
+    low, high = scale
+    edge = low + (high - low) * torch.rand(count, 1, generator=generator, dtype=torch.float64)
+    flips = 1.0 - 2.0 * torch.randint(2, (count, 3), generator=generator)
+    places = 2 * torch.rand(count, 3, generator=generator, dtype=torch.float64) - 1
+    outer, inner = (torch.tensor(n, dtype=torch.float64) for n in (crop_size, size))
+    step = edge * outer / inner * flips  # (B, 3) voxels of the crop
+    middle = (outer - 1) / 2 + places * (1 - edge) * outer / 2
+    return torch.cat((torch.diag_embed(step), (middle - step * (inner - 1) / 2)[:, :, None]), dim=2)
 
 
 def draw_masks(count: int, plan: PretrainingPlan, patch_size: tuple[int, int, int], generator: torch.Generator) -> torch.Tensor:

@@ -81,11 +81,13 @@ def test_blur_keeps_a_constant_and_spreads_a_point_as_a_gaussian_does():
 
 
 @pytest.mark.parametrize(("name", "field"), [("remap_probability", "remap"), ("gin_probability", "gin_share"),
-                                             ("low_resolution_probability", "coarseness")])  # fmt: skip
+                                             ("low_resolution_probability", "coarseness"),
+                                             ("window_probability", "window")])  # fmt: skip
 def test_each_probability_is_the_share_of_images_that_are_changed_so(name, field):
     def changed(probability: float) -> torch.Tensor:
         drawn = vars(draw_change(2000, 1.0, generator(6), **{name: probability}))[field]
-        neutral = {"remap": torch.linspace(-1, 1, intensity.REMAP_POINTS), "gin_share": 0, "coarseness": 1}[field]
+        neutral = {"remap": torch.linspace(-1, 1, intensity.REMAP_POINTS), "gin_share": 0, "coarseness": 1,
+                   "window": torch.tensor([-1.0, 1.0])}[field]  # fmt: skip
         return (drawn != neutral).view(2000, -1).any(dim=1)
 
     assert not changed(0.0).any() and changed(1.0).float().mean() > 0.99
@@ -96,6 +98,15 @@ def test_the_other_changes_are_the_same_whatever_the_probability_of_one():
     without, always = (draw_change(6, 1.0, generator(7), gin_probability=p) for p in (0.0, 1.0))
     assert torch.equal(without.remap, always.remap) and torch.equal(without.gamma, always.gamma)
     assert torch.equal(without.noise_seed, always.noise_seed)
+
+
+def test_a_window_spreads_what_lies_in_it_over_all_intensities():
+    values = torch.linspace(-1, 1, 9).view(1, 1, 9, 1, 1)
+    out = intensity.cut_to_window(values.expand(2, 1, 9, 1, 1), torch.tensor([[-0.5, 0.5], [-1.0, 1.0]]))
+    assert torch.equal(out[1], values[0])
+    torch.testing.assert_close(out[0].flatten(), torch.tensor([-1, -1, -1, -0.5, 0, 0.5, 1, 1, 1]))
+    low, high = draw_change(500, 1.0, generator(8), window_probability=1.0).window.unbind(dim=1)
+    assert low.min() >= -1 and high.max() <= 1 and (high - low).min() >= 2 * intensity.NARROWEST
 
 
 def test_coarser_voxels_keep_what_is_constant_in_them_and_lose_what_alternates():

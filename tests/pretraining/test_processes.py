@@ -32,6 +32,7 @@ CASES = {
     "sinkhorn": {},
     "centre": {"centering": "centre", "loss_tokens": 3},
     "gram": {"gram_weight": 2.0, "gram_start_step": 1},
+    "parts": {"global_crops": 1, "local_crops": 2, "local_crop_size": (4, 8, 4)},
     "uneven": {"batch_size": 6},  # three of six are masked: one process has two of them, the other one
 }
 STEPS = 4

@@ -11,6 +11,16 @@ def test_a_good_configuration_passes(configuration):
     require_trainable(configuration)
 
 
+def test_further_views_are_whole_patches_inside_their_crops(configuration, plan):
+    wrong = replace(plan, local_crops=1, local_crop_size=(4, 6, 4), global_scale=(0.6, 1.2), global_crops=-1)
+    with pytest.raises(ValueError) as error:
+        require_trainable(replace(configuration, pretraining=wrong))
+    for part in ("local_crop_size is (4, 6, 4)", "global_scale is (0.6, 1.2)", "global_crops is -1"):
+        assert part in str(error.value)
+    unused = replace(plan, local_crop_size=(0, 0, 0))
+    require_trainable(replace(configuration, pretraining=unused))
+
+
 def test_every_value_that_cannot_be_trained_with_is_named(configuration, plan):
     plan = replace(plan, crop_size=(8, 10, 8), batch_size=0, centering="median", mask_ratio=(0.6, 0.4), teacher_momentum=1.5)
     network = replace(configuration.network, num_heads=5)

@@ -90,7 +90,20 @@ def test_one_crop_alone_trains_without_a_class_loss(configuration, plan):
     one = Views(views.teacher[:1], views.student[:1], views.mask[:1], views.mask[:1])
     losses, targets = pair_of(configuration, plan).losses(one, settings_at(0, plan), generator())
     assert losses["class_loss"].item() == 0 == losses["koleo"].item()
-    assert losses["total"].isfinite() and len(targets.class_tokens) == 0
+    assert losses["total"].isfinite() and len(targets.class_tokens) == 1
+
+
+def test_further_views_learn_what_the_teacher_says_of_the_whole_crops(configuration, plan):
+    pair, views, settings = pair_of(configuration, plan), views_of(plan), settings_at(1, plan)
+    further = torch.rand(8, 1, 8, 4, 4, generator=generator(3)), torch.rand(4, 1, 8, 8, 8, generator=generator(4))
+    found, _ = pair.losses(replace(views, further=further), settings, generator())
+    targets = centred(pair.teacher.class_head(pair.teacher.encoder(views.teacher).class_token), torch.zeros(plan.prototypes),
+                      settings.teacher_temperature)  # fmt: skip
+    seen = [(pair.student.encoder(views.student, views.mask).class_token[2:], targets[2:])]  # the first two of four are masked
+    seen += [(pair.student.encoder(part).class_token, targets) for part in (further[0][:4], further[0][4:], further[1])]
+    each = [-(target * torch.log_softmax(pair.student.class_head(token) / 0.1, dim=-1)).sum(dim=-1) for token, target in seen]
+    assert float(found["class_loss"].detach()) == pytest.approx(float(torch.cat(each).mean().detach()), rel=1e-4)
+    assert len(torch.cat(each)) == 2 + 3 * 4
 
 
 def test_gram_anchoring_holds_whole_samples_to_the_teacher_as_it_was(configuration, plan):

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from nnssl_reg.pretraining.views import draw_geometry, draw_masks, make_views, rotations, window_size
+from nnssl_reg.pretraining.views import draw_geometry, draw_masks, make_views, part_geometry, rotations, window_size
 
 SPACING = (1.0, 1.0, 2.0)
 
@@ -67,6 +67,30 @@ def test_every_crop_lies_inside_its_window(plan):
     points = torch.einsum("bij,nj->bni", matrices[:, :, :3], corners) + matrices[:, None, :, 3]
     assert points.min() > -0.75  # the middle of a voxel at the border is at 0
     assert (points - torch.tensor(size, dtype=torch.float64)).max() < -0.25
+
+
+def test_further_views_are_parts_of_their_crops_in_other_intensities(plan):
+    plan = replace(plan, global_crops=1, local_crops=3, local_crop_size=(4, 8, 4))
+    values = windows(plan)
+    views = make_views(values, plan, (4, 4, 4), SPACING, generator(2))
+    assert [tuple(part.shape) for part in views.further] == [(4, 1, 8, 8, 8), (12, 1, 4, 8, 4)]
+    plain = make_views(values, replace(plan, global_crops=0, local_crops=0), (4, 4, 4), SPACING, generator(2))
+    assert torch.equal(plain.student, views.student) and torch.equal(plain.mask, views.mask) and plain.further == ()
+
+
+def test_a_part_as_large_as_its_crop_is_the_crop_and_a_smaller_one_lies_inside(plan):
+    plan = replace(plan, intensity_strength=0.0, global_crops=1, global_scale=(1.0, 1.0))
+    views = make_views(windows(plan), plan, (4, 4, 4), SPACING, generator(2))
+    for crop, part in zip(views.teacher, views.further[0]):
+        assert any(torch.allclose(part, flipped, atol=1e-4) for flipped in all_flips(crop))
+    inner = part_geometry(500, (8, 16, 8), (4, 4, 8), (0.3, 0.9), generator(5))
+    ends = torch.tensor([[-0.5, 3.5], [-0.5, 3.5], [-0.5, 7.5]], dtype=torch.float64)  # of the part's outer voxels
+    corners = torch.stack([inner[:, a, a, None] * ends[a] + inner[:, a, 3, None] for a in range(3)], dim=1)  # (500, 3, 2)
+    assert corners.min() >= -0.5 - 1e-9
+    assert (corners.amax(dim=(0, 2)) <= torch.tensor([7.5, 15.5, 7.5]) + 1e-9).all()
+    edges = (corners[:, :, 1] - corners[:, :, 0]).abs() / torch.tensor([8.0, 16, 8])
+    torch.testing.assert_close(edges, edges[:, :1].expand(500, 3))
+    assert 0.3 <= edges.min() < 0.35 and 0.85 < edges.max() <= 0.9
 
 
 def test_rotations_turn_by_their_angle():
