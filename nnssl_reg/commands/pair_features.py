@@ -77,24 +77,33 @@ class FeatureStore:
                  kept_bytes: float | None = None):  # fmt: skip
         self.kind, self.plan, self.model, self.device, self.volume = kind, plan, model, device, volume
         self.kept_bytes = _kept_bytes(device) if kept_bytes is None else kept_bytes
-        self._kept: OrderedDict[tuple[Path, str | None], ImageFeatures] = OrderedDict()
+        self._kept: OrderedDict[tuple[Path, str | None, float], ImageFeatures] = OrderedDict()
         self._lock = threading.Lock()  # of _kept, which `read` looks into from another thread
 
-    def of(self, name: str | Path, channel_name: str | None, image: Image | None = None,
-           aligns: bool = True) -> ImageFeatures:  # fmt: skip
+    def noise_between(self, *images: tuple[str | None, Image]) -> float:
+        """The noise of MIND for images that are compared, each with its channel's name or None: CT's own among CT alone.
+
+        Where one image counts faint texture and the other does not, flat places look different everywhere.
+        """
+        return self.plan.mind_noise_ct if all(_seems_ct(*image) for image in images) else self.plan.mind_noise
+
+    def of(self, name: str | Path, channel_name: str | None, image: Image | None = None, aligns: bool = True,
+           noise: float | None = None) -> ImageFeatures:  # fmt: skip
         """The features of an image: a file, read here without `image`, or one in memory that is called `name`.
 
-        channel_name ("CT", "MR") chooses the normalisation for a model; aligns: whether those of the initial alignment, too.
+        channel_name ("CT", "MR") chooses the normalisation for a model; aligns: whether those of the initial alignment, too;
+        noise: as `noise_between` says; None: plan.mind_noise.
         """
-        key = (Path(name).resolve(), channel_name)
+        noise = self.plan.mind_noise if noise is None else noise
+        key = (Path(name).resolve(), channel_name, noise)
         with self._lock:
             features = self._kept.get(key)
         if features is None or (aligns and features.aligning is None):
             image = features.image if features else self.read(Path(name)) if image is None else image
             upright = _upright(image)
-            features = features or self._computed(image, upright, Path(name), channel_name)
+            features = features or self._computed(image, upright, Path(name), channel_name, noise)
             if aligns:
-                voxels = self._voxels(upright, is_ct(channel_name or guess_modality(image)))
+                voxels = self._voxels(upright, _seems_ct(channel_name, image))
                 # flat places that say little would let backgrounds that overlap pass for patients that do
                 features = replace(features, aligning=mind_features(*voxels, ALIGNING_SCALES, 0.0, self.plan.mind_stride))
         with self._lock:
@@ -108,7 +117,7 @@ class FeatureStore:
         """The image of a file, from what is kept if it is there. May be called from another thread."""
         file = path.resolve()
         with self._lock:
-            kept = [features.image for (name, _), features in self._kept.items() if name == file]
+            kept = [features.image for (name, *_), features in self._kept.items() if name == file]
         return kept[0] if kept else read_image(path, volume=self.volume)
 
     @property
@@ -144,8 +153,8 @@ class FeatureStore:
     def at_voxels(self, features: ImageFeatures, channel_name: str | None) -> FeatureMap:
         """The local intensity of every voxel that the cells of `features` are made of."""
         upright = _upright(features.image)
-        ct = is_ct(channel_name or guess_modality(features.image))
-        return voxel_intensity(*self._voxels(upright, ct), self.plan.mind_stride)
+        voxels = self._voxels(upright, _seems_ct(channel_name, features.image))
+        return voxel_intensity(*voxels, self.plan.mind_stride)
 
     @property
     def _asks_contrast(self) -> bool:
@@ -155,10 +164,8 @@ class FeatureStore:
     def _discriminates(self) -> bool:
         return self.kind != "mind" and self.plan.projection == "discriminant"
 
-    def _computed(self, image: Image, upright: Image, path: Path, channel_name: str | None) -> ImageFeatures:
-        ct = is_ct(channel_name or guess_modality(image))
-        noise = self.plan.mind_noise_ct if ct else self.plan.mind_noise
-        voxels = self._voxels(upright, ct)
+    def _computed(self, image: Image, upright: Image, path: Path, channel_name: str | None, noise: float) -> ImageFeatures:
+        voxels = self._voxels(upright, _seems_ct(channel_name, image))
         mind = mind_features(*voxels, self.plan.mind_scales, noise, self.plan.mind_stride)
         intensity = local_intensity(*voxels, self.plan.mind_stride) if self._asks_contrast else None
         tokens = None if self.kind == "mind" else self._tokens(upright, path, channel_name)
@@ -185,6 +192,11 @@ class FeatureStore:
 def _joined(first: tuple[FeatureMap, FeatureMap], second: tuple[FeatureMap, FeatureMap], share: float):
     """Both pairs of maps as one, on the grids of the second; share: of the first in the squared distance of features."""
     return joined(first, second, [feature_scale(a.values, b.values) for a, b in (first, second)], share)
+
+
+def _seems_ct(channel_name: str | None, image: Image) -> bool:
+    """Whether an image is CT, by the name of its channel or else by its intensities."""
+    return is_ct(channel_name or guess_modality(image))
 
 
 def _upright(image: Image) -> Image:

@@ -142,7 +142,8 @@ def deform_pair(pair: ImagePair, store: FeatureStore, plan: RegistrationPlan,
     clock, sides = _Clock({"reading": round(pair.reading_seconds, 3)}), (pair.fixed, pair.moving)
     if alignment is None and plan.init == "identity":
         alignment = InitialAlignment(AffineTransform.identity(), "identity", {})
-    fixed, moving = (store.of(side.name, side.channel, side.image, aligns=alignment is None) for side in sides)
+    noise = store.noise_between(*((side.channel, side.image) for side in sides))
+    fixed, moving = (store.of(side.name, side.channel, side.image, alignment is None, noise) for side in sides)
     clock.lap("features")
     centre = fixed.image.grid.center_mm
     if alignment is None:

@@ -103,8 +103,8 @@ class FeaturesPlan:
     components: int
     mind_spacing_mm: tuple[float, float, float]
     mind_scales: tuple[tuple[int, int], ...]  # radius and dilation in voxels, 12 channels each
-    mind_noise: float  # added to the local variance of images that are not CT, in units of its mean
-    mind_noise_ct: float  # the same for CT
+    mind_noise: float  # added to the local variance, in units of its mean
+    mind_noise_ct: float  # the same where both images are CT
     mind_stride: tuple[int, int, int]  # voxels of mind_spacing_mm per feature cell
     projection: str = "discriminant"  # of the tokens onto the components: that, or "pca"
     intensity_share: float = 0.33  # of local intensity in its and MIND's squared distance, where images agree on contrast

@@ -28,10 +28,12 @@ from nnssl_reg.planning.plans import (
 from nnssl_reg.pretraining.checkpoint import CheckpointInfo, save_checkpoint, versions
 from nnssl_reg.pretraining.student_teacher import StudentTeacher
 
-PRETRAINING = {"crop_size": (8, 8, 8), "mask_ratio": (0.4, 0.6), "zoom": (1.0, 1.0), "centering": "sinkhorn", "prototypes": 8}
+PRETRAINING = {"crop_size": (8, 8, 8), "mask_ratio": (0.4, 0.6), "zoom": (1.0, 1.0), "centering": "sinkhorn", "prototypes": 8,
+               "global_crops": 0, "global_scale": (0.6, 1.0), "local_crops": 0, "local_crop_size": (4, 4, 4),
+               "local_scale": (0.3, 0.6)}  # fmt: skip
 FEATURES = {"window_size": (64, 64, 64), "window_overlap": 0.25, "token_shifts": (1, 1, 1), "components": 6,
             "mind_spacing_mm": (4.0, 4.0, 4.0), "mind_scales": ((1, 2),), "mind_stride": (2, 2, 2),
-            "projection": "discriminant", "intensity_share": 0.33}  # fmt: skip
+            "mind_noise_ct": 0.1, "projection": "discriminant", "intensity_share": 0.33}  # fmt: skip
 REGISTRATION = {"coarse_spacing_mm": 16.0, "search_radius_mm": 32.0, "iterations": 10, "symmetric": False, "init": "identity"}
 DATASET = "Dataset999_Waves"
 

@@ -59,6 +59,21 @@ def test_an_atlas_is_encoded_once_and_what_memory_does_not_hold_is_given_up(stor
         assert "".join(read) == times and len(store._kept) == (4 if bound else 2)
 
 
+def test_faint_texture_counts_where_both_images_are_ct_and_not_beside_mr(store_of, files):
+    store = store_of("mind")
+    image = read_image(files[0])
+    hounsfield = Image(image.array - 1000, image.grid)
+    plan = store.plan
+    assert plan.mind_noise_ct < plan.mind_noise
+    ct, mr = ("CT", image), (None, image)
+    for images, expected in (((ct, (None, hounsfield)), plan.mind_noise_ct), ((ct, mr), plan.mind_noise),
+                             ((mr, mr), plan.mind_noise)):  # fmt: skip
+        assert store.noise_between(*images) == store.noise_between(*images[::-1]) == expected
+    faint, strict = (store.of(files[0], "CT", noise=noise).mind.values for noise in (plan.mind_noise_ct, plan.mind_noise))
+    assert float(faint.std()) > 1.1 * float(strict.std())  # flat places say less, and both are kept
+    assert torch.equal(store.of(files[0], "CT", noise=plan.mind_noise_ct).mind.values, faint)
+
+
 def test_kinds_of_features_have_their_channels_and_grids(store_of, files):
     maps = {}
     for kind in ("mind", "dino", "dino+mind"):
