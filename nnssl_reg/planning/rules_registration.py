@@ -65,7 +65,7 @@ def mind_choices(data: DataSummary, spacing_mm) -> dict[str, Choice]:
         "mind_scales": Choice(FINE_SCALES, "radius, dilation: two kinds of patches, as every voxel has a cell of its own")
         if stride == 1 else Choice(COARSE_SCALES, "radius, dilation: as in convexAdam; finer ones are lost in larger cells"),
         "mind_noise": Choice(1.0, "of the mean local variance: patches flatter than that say little"),
-        "mind_noise_ct": Choice(0.1, "among CT less: soft tissues differ little beside the edges of bone and air"),
+        "mind_noise_ct": Choice(0.3, "among CT less: soft tissues differ little beside the edges of bone and air"),
         "intensity_share": Choice(0.33, "of local intensity beside MIND, for pairs that agree on contrast: it tells bright "
                                         "from dark, which MIND does not"),
         "mind_stride": Choice((stride,) * 3, f"cells of {stride * spacing:.3g} mm: " + (

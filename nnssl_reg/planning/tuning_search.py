@@ -25,7 +25,7 @@ CHOICES = {
     "registration.voxel_iterations": (0, 10, 20, 40),
     "features.mind_scales": (((1, 2),), ((1, 1),), ((1, 1), (0, 2))),
     "features.mind_noise": (0.0, 0.3, 1.0),
-    "features.mind_noise_ct": (0.0, 0.1, 0.3),
+    "features.mind_noise_ct": (0.1, 0.3, 1.0),
     "features.intensity_share": (0.0, 0.2, 0.33, 0.5),
 }
 # those of the features last: all other trials share the features and initial alignments that are at hand
