@@ -33,7 +33,6 @@ from nnssl_reg.registration.cells import feature_scale
 
 log = logging.getLogger("nnssl_reg")
 OBLIQUE_DEGREES = 10.0  # beyond it, features along the array's axes would no longer match those along the world's
-DINO_SHARE = 0.5  # of the learned features in the joined squared feature distance
 ALIGNING_SCALES = ((1, 2),)  # of the MIND features that the initial alignment compares: the published ones
 KEPT_SHARE, KEPT_MOST = 0.2, 2**30  # of the free memory, and bytes, for images and features that a later pair may want again
 
@@ -148,7 +147,7 @@ class FeatureStore:
             learned = joint_discriminant(*tokens, matches, self.plan.components)
         else:
             learned = joint_pca(*tokens, self.plan.components)
-        return learned if self.kind == "dino" else _joined(learned, mind, DINO_SHARE)
+        return learned if self.kind == "dino" else _joined(learned, mind, self.plan.dino_share)
 
     def at_voxels(self, features: ImageFeatures, channel_name: str | None) -> FeatureMap:
         """The local intensity of every voxel that the cells of `features` are made of."""
