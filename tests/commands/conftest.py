@@ -33,7 +33,7 @@ PRETRAINING = {"crop_size": (8, 8, 8), "mask_ratio": (0.4, 0.6), "zoom": (1.0, 1
                "local_scale": (0.3, 0.6)}  # fmt: skip
 FEATURES = {"window_size": (64, 64, 64), "window_overlap": 0.25, "token_shifts": (1, 1, 1), "components": 6,
             "mind_spacing_mm": (4.0, 4.0, 4.0), "mind_scales": ((1, 2),), "mind_stride": (2, 2, 2),
-            "mind_noise_ct": 0.1, "projection": "discriminant", "intensity_share": 0.33}  # fmt: skip
+            "mind_noise_ct": 0.1, "projection": "discriminant", "intensity_share": 0.33, "dino_share": 0.25}  # fmt: skip
 REGISTRATION = {"coarse_spacing_mm": 16.0, "search_radius_mm": 32.0, "iterations": 10, "symmetric": False, "init": "identity"}
 DATASET = "Dataset999_Waves"
 
