@@ -266,7 +266,8 @@ def _export(parser: ArgumentParser) -> None:
 
 def _demo(parser: ArgumentParser) -> None:
     parser.add_argument("-o", default="nnssl_demo", metavar="FOLDER", help="default: ./nnssl_demo")
-    parser.add_argument("-minutes", type=float, default=3.0, metavar="MIN", help="time for pretraining; default: 3")
+    parser.add_argument("-minutes", type=float, default=0.0, metavar="MIN",
+                        help="also plan, preprocess and pretrain so long; default: 0, the shipped model serves")  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, help="of the phantoms and the training; default: 0")
     parser.add_argument("-device", default=None, help=DEVICES)
 
@@ -292,5 +293,5 @@ COMMANDS = {
     "nnssl_import_model": Command("Import a shared model into nnssl_results.", _ROOM + "import_model", _import_model),
     "nnssl_info": Command("Say what is here: versions, folders, devices, memory, models, data sets.", _ROOM + "info", _info),
     "nnssl_export": Command("Write a trained encoder for nnU-Net or as TorchScript.", _ROOM + "export", _export),
-    "nnssl_demo": Command("The whole way on phantoms, in minutes.", _ROOM + "demo", _demo),
+    "nnssl_demo": Command("Register phantoms with the shipped model, or one trained on them.", _ROOM + "demo", _demo),
 }  # fmt: skip

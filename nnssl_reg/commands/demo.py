@@ -1,14 +1,17 @@
-"""The whole way on phantoms in some minutes: raw data, plans, pretraining, registration, Dice before and after."""
+"""Registration of phantoms with the model in the package, or with one trained on them: Dice before and after."""
 
 import shlex
 import time
 from argparse import Namespace
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from nnssl_reg.commands.entry import main
+from nnssl_reg.commands.found_models import packaged_models
 from nnssl_reg.commands.phantom_dataset import write_phantom_dataset
 from nnssl_reg.evaluation.metrics import mean_of, tre_mm
 from nnssl_reg.imageio.json_files import read_json
@@ -18,7 +21,6 @@ from nnssl_reg.imageio.transforms import read_field
 
 DATASET_ID = 900
 N_CT, N_MR = 8, 8
-KINDS = ("mind", "dino", "dino+mind")
 TRAINING = {  # small, and eager to leave ln K within minutes on a CPU; the plans are made for hours
     "network.embed_dim": 96,
     "network.depth": 4,
@@ -71,12 +73,29 @@ class Demo:
         return self.raw / self.dataset / "dataset.json"
 
     @property
-    def model(self) -> Path:
+    def trains(self) -> bool:
+        """Whether an encoder is trained on the phantoms; else the one in the package serves."""
+        return self.minutes > 0
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of features that are compared."""
+        return ("mind", "dino", "dino+mind") if self.trains else ("mind", "dino+mind")
+
+    @property
+    def trained(self) -> Path:
+        """Folder of the model that is trained here."""
         return self.results / self.dataset / "DINO__nnsslPlans__3d_fullres"
+
+    @property
+    def model(self) -> Path:
+        """Folder of the model in use."""
+        return self.trained if self.trains else packaged_models()[0]
 
     def registered(self, kind: str) -> Path:
         """Folder of the registrations with one kind of features."""
-        return self.root / f"registered_{kind.replace('+', '_')}"
+        by = "_trained" if self.trains and kind != "mind" else ""
+        return self.root / f"registered_{kind.replace('+', '_')}{by}"
 
     @property
     def device_flag(self) -> list[str]:
@@ -86,11 +105,11 @@ class Demo:
 def run(args: Namespace) -> int:
     """Everything that is not done yet, then the table. The exit code is that of a command that failed, else 0."""
     demo = Demo(Path(args.o), args.minutes, args.seed, args.device)
+    steps = _steps(demo)
     began = time.monotonic()
-    _say(1, f"{N_CT} CT-like and {N_MR} MR-like phantoms in {demo.raw}")
-    write_phantom_dataset(demo.raw, DATASET_ID, N_CT, N_MR, demo.seed)
-    for step in (_plan_and_preprocess, _train, _register):
-        code = step(demo)
+    for number, (what, step) in enumerate(steps, 1):
+        print(f"\n[{number}/{len(steps)}] {what}", flush=True)
+        code = step()
         if code:
             print(f"\nThe demo stopped here; the same command goes on from what is done in {demo.root}.")
             return code
@@ -98,8 +117,26 @@ def run(args: Namespace) -> int:
     return 0
 
 
+def _steps(demo: Demo) -> list[tuple[str, Callable[[], int]]]:
+    """What is done, in words, and the function that does it and returns an exit code."""
+    training = [
+        ("Fingerprint, plans with a reason for every number, preprocessed cases", partial(_plan_and_preprocess, demo)),
+        (f"Pretraining without labels, about {demo.minutes:g} minutes; for patients take hours", partial(_train, demo)),
+    ]
+    phantoms = f"{N_CT} CT-like and {N_MR} MR-like phantoms in {demo.raw}, and pairs of them"
+    return [
+        (phantoms, partial(_write_phantoms, demo)),
+        *(training if demo.trains else ()),
+        *((f"Registration with {kind} features", partial(_register, demo, kind)) for kind in demo.kinds),
+    ]
+
+
+def _write_phantoms(demo: Demo) -> int:
+    write_phantom_dataset(demo.raw, DATASET_ID, N_CT, N_MR, demo.seed)
+    return 0
+
+
 def _plan_and_preprocess(demo: Demo) -> int:
-    _say(2, "Fingerprint, plans with a reason for every number, preprocessed cases")
     if any(demo.preprocessed.glob(f"{demo.dataset}/nnsslPlans_3d_fullres/*.json")) and demo.model.is_dir():
         print("done before")  # the model was made from them
         return 0
@@ -108,7 +145,6 @@ def _plan_and_preprocess(demo: Demo) -> int:
 
 
 def _train(demo: Demo) -> int:
-    _say(3, f"Pretraining without labels, about {demo.minutes:g} minutes; for patients take hours")
     if any(demo.model.glob("checkpoint_final*")):
         print("done before")
         return 0
@@ -119,18 +155,13 @@ def _train(demo: Demo) -> int:
                     "--seed", demo.seed, "--no_pbar", *flags, *demo.device_flag)  # fmt: skip
 
 
-def _register(demo: Demo) -> int:
-    for number, kind in enumerate(KINDS, 4):
-        _say(number, f"Registration with {kind} features")
-        if _is_registered(demo, kind):
-            print("done before")
-            continue
-        model = [] if kind == "mind" else ["--model", demo.model]
-        code = _command("nnssl_register", "-i", demo.pairs, "-o", demo.registered(kind), "--features", kind, *model,
-                        "--init", INIT, "--no_pbar", *demo.device_flag)  # fmt: skip
-        if code:
-            return code
-    return 0
+def _register(demo: Demo, kind: str) -> int:
+    if _is_registered(demo, kind):
+        print("done before")
+        return 0
+    model = [] if kind == "mind" else ["--model", demo.model if demo.trains else demo.model.name]
+    return _command("nnssl_register", "-i", demo.pairs, "-o", demo.registered(kind), "--features", kind, *model,
+                    "--init", INIT, "--no_pbar", *demo.device_flag)  # fmt: skip
 
 
 def _is_registered(demo: Demo, kind: str) -> bool:
@@ -138,8 +169,8 @@ def _is_registered(demo: Demo, kind: str) -> bool:
     summary = demo.registered(kind) / "summary.json"
     if not summary.is_file() or read_json(summary)["registered"] != len(read_pairs(demo.pairs)):
         return False
-    newest = 0.0 if kind == "mind" else max(path.stat().st_mtime for path in demo.model.glob("checkpoint_final*"))
-    return summary.stat().st_mtime > newest
+    newest = max((path.stat().st_mtime for path in demo.trained.glob("checkpoint_final*")), default=0.0)
+    return kind == "mind" or not demo.trains or summary.stat().st_mtime > newest
 
 
 def comparison(demo: Demo) -> str:
@@ -148,7 +179,7 @@ def comparison(demo: Demo) -> str:
     groups = {pair.id: f"{pair.moving_channel} -> {pair.fixed_channel}" for pair in pairs}
     names = list(dict.fromkeys(groups.values()))
     rows = [["", *(f"Dice {name}" for name in names), "Dice all", "landmarks off", "folding", "per pair"]]
-    for kind in ("before", *KINDS):
+    for kind in ("before", *demo.kinds):
         scores = {pair.id: _scores(demo, kind, pair) for pair in pairs}
         by_group = [mean_of(s["dice"] for i, s in scores.items() if groups[i] == name) for name in names]
         means = {key: mean_of(s[key] for s in scores.values()) for key in ("dice", "landmarks_mm", "folding", "seconds")}
@@ -161,7 +192,7 @@ def comparison(demo: Demo) -> str:
 
 def _scores(demo: Demo, kind: str, pair: Pair) -> dict[str, float]:
     """What a pair's files tell: Dice, landmark error in mm, folding in percent, seconds."""
-    folder = demo.registered(KINDS[0] if kind == "before" else kind)
+    folder = demo.registered("mind" if kind == "before" else kind)
     told = read_json(folder / f"{pair.id}.json")
     fixed, moving = (read_landmarks(_landmarks(label), "ras") for label in (pair.fixed_label, pair.moving_label))
     if kind == "before":
@@ -174,10 +205,6 @@ def _scores(demo: Demo, kind: str, pair: Pair) -> dict[str, float]:
 
 def _landmarks(label: Path) -> Path:
     return label.parent.parent / "landmarksTr" / label.name.replace(".nii.gz", ".csv")
-
-
-def _say(number: int, what: str) -> None:
-    print(f"\n[{number}/{3 + len(KINDS)}] {what}", flush=True)
 
 
 def _command(name: str, *arguments) -> int:
@@ -194,15 +221,24 @@ def _command(name: str, *arguments) -> int:
 
 def _what_next(demo: Demo) -> str:
     pair = read_pairs(demo.pairs)[-1].id
+    seen = demo.registered("dino+mind")
+    training = (
+        f"""
+  {demo.trained / "progress.png"}, pca_*.png
+  {demo.preprocessed / demo.dataset / "nnsslPlans.json"}   (every number with its reason)"""
+        if demo.trains
+        else ""
+    )
     return f"""Look at
-  {demo.registered("dino+mind") / "report.html"}   (all pairs in one page, for a browser)
-  {demo.registered("dino+mind") / pair}.png   (a picture for every pair beside it; the .nii.gz and .h5 open in 3D Slicer)
-  {demo.model / "progress.png"}, pca_*.png
-  {demo.preprocessed / demo.dataset / "nnsslPlans.json"}   (every number with its reason)
+  {seen / "report.html"}   (all pairs in one page, for a browser)
+  {seen / pair}.png   (a picture for every pair beside it; the .nii.gz and .h5 open in 3D Slicer){training}
 
-With your own scans in /data/nnssl_raw/Dataset001_Name/imagesTr/CASE_0000.nii.gz:
+Your own two files, CT or MR (many: -i pairs.json):
+  nnssl_register -f FIXED.nii.gz -m MOVING.nii.gz -o OUT
+
+Features learned from your own scans, in /data/nnssl_raw/Dataset001_Name/imagesTr/CASE_0000.nii.gz:
   export nnssl_raw=/data/nnssl_raw nnssl_preprocessed=/data/nnssl_preprocessed nnssl_results=/data/nnssl_results
   nnssl_plan_and_preprocess -d 1
   nnssl_train_dino 1 3d_fullres
-  nnssl_register -f FIXED.nii.gz -m MOVING.nii.gz -o OUT      (or many: -i pairs.json)
-Without training, at once: nnssl_register -f FIXED.nii.gz -m MOVING.nii.gz -o OUT --features mind"""
+  nnssl_register -f FIXED.nii.gz -m MOVING.nii.gz -o OUT --features dino+mind
+The same on these phantoms, in some minutes: nnssl_demo -minutes 3"""

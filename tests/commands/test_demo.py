@@ -89,17 +89,18 @@ def few(monkeypatch, coarse):
 
 
 def run_demo(root, monkeypatch, commands: FakeCommands, *flags: str) -> int:
+    """The demo with training."""
     monkeypatch.setattr(demo, "main", commands)
-    return main(["-o", str(root), *flags], name="nnssl_demo")
+    return main(["-o", str(root), "-minutes", "1", *flags], name="nnssl_demo")
 
 
 def test_all_steps_run_in_order_and_the_true_fields_give_a_telling_table(tmp_path, few, monkeypatch, capsys):
     commands = FakeCommands(tmp_path)
-    assert run_demo(tmp_path, monkeypatch, commands, "-minutes", "1", "-device", "cpu") == 0
+    assert run_demo(tmp_path, monkeypatch, commands, "-device", "cpu") == 0
     assert [name for name, _ in commands.calls] == ["nnssl_plan_and_preprocess", "nnssl_train_dino"] + ["nnssl_register"] * 3
     assert "--continue" not in commands.calls[1][1] and commands.calls[1][1][-2:] == ["-device", "cpu"]
     out = capsys.readouterr().out
-    before, *after = [line for line in out.splitlines() if line.startswith(("before", *demo.KINDS))]
+    before, *after = [line for line in out.splitlines() if line.startswith(("before", *commands.demo.kinds))]
     assert "Dice CT -> CT" in out and "Dice MR -> MR" in out
     assert len(after) == 3 and all(" 2.5 s" in line for line in after)
     mm = [float(line.split(" mm")[0].split()[-1]) for line in (before, *after)]
@@ -135,11 +136,28 @@ def test_the_commands_are_shown_as_they_can_be_typed(tmp_path, few, monkeypatch,
     assert typed == [[name, *words] for name, words in commands.calls[:4]]
 
 
+def test_without_training_the_shipped_model_registers(tmp_path, few, monkeypatch, capsys):
+    shipped = tmp_path / "body"
+    monkeypatch.setattr(demo, "packaged_models", lambda: [shipped])
+    commands = FakeCommands(tmp_path)
+    commands.demo = demo.Demo(tmp_path, 0, 0, None)
+    assert run_demo(tmp_path, monkeypatch, commands, "-minutes", "0") == 0
+    assert [name for name, _ in commands.calls] == ["nnssl_register"] * 2
+    features = [words[words.index("--features") + 1] for _, words in commands.calls]
+    words = commands.calls[1][1]
+    assert features == ["mind", "dino+mind"] and words[words.index("--model") + 1] == "body"
+    run_demo(tmp_path, monkeypatch, commands, "-minutes", "0")
+    assert len(commands.calls) == 2
+    out = capsys.readouterr().out
+    assert "[3/3] Registration with dino+mind" in out and "progress.png" not in out
+    assert "nnssl_register -f FIXED.nii.gz -m MOVING.nii.gz" in out and "report.html" in out
+
+
 @pytest.mark.slow
 def test_the_real_demo_improves_every_kind_of_pair(tmp_path, capsys):
     assert main(["-o", str(tmp_path / "demo"), "-minutes", "1"], name="nnssl_demo") == 0
     done = demo.Demo(tmp_path / "demo", 1, 0, None)
-    for kind in demo.KINDS:
+    for kind in done.kinds:
         told = read_json(done.registered(kind) / "summary.json")
         assert told["failed"] == {} and told["mean"]["folding_percent"] < 0.5
         assert told["mean"]["dice"] > told["mean"]["dice_initial"] + 0.1
