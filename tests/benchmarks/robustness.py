@@ -110,15 +110,17 @@ CHANGES = {
 }
 
 
-def registered(pair: Pair, moving: Image, args: argparse.Namespace) -> DisplacementField:
-    """The field of nnssl_register for the pair's fixed image and another moving one."""
+def registered(pair: Pair, moving: Image, args: argparse.Namespace) -> tuple[DisplacementField, str]:
+    """The field of nnssl_register for the pair's fixed image and another moving one, and the flag of its confidence."""
     with tempfile.TemporaryDirectory(dir=args.out) as name:
         path = Path(name) / "moving.nii.gz"
         write_image(path, moving)
         flags = ["-device", "cpu", "--no_figures", "--no_pbar", *shlex.split(args.flags)]
         command = Path(sys.executable).with_name("nnssl_register")
         process([command, "-f", pair.fixed, "-m", path, "-o", Path(name) / "out", *flags], args.threads)
-        return read_field(next((Path(name) / "out").glob("*_field.nii.gz")))
+        field = next((Path(name) / "out").glob("*_field.nii.gz"))
+        told = read_json(field.with_name(field.name.replace("_field.nii.gz", ".json")))
+        return read_field(field), told["scores"]["confidence_flag"]
 
 
 def measure(change: str, pair: Pair, args: argparse.Namespace) -> dict:
@@ -131,17 +133,17 @@ def measure(change: str, pair: Pair, args: argparse.Namespace) -> dict:
     held = resample(Image(np.ones((1, *moving.grid.shape), np.uint8), moving.grid), label.grid).array > 0
     ids = [int(i) for i in np.intersect1d(np.unique(label.array), np.unique(fixed_label.array)) if i]
     inside = [i for i in ids if held[label.array == i].mean() >= INSIDE]
-    field = registered(pair, moving, args)
+    field, flag = registered(pair, moving, args)
     scores = judge(field, fixed_label, label)
-    return {"pair": pair.id, "change": change, "dice": scores.label_dice, "inside": inside,
+    return {"pair": pair.id, "change": change, "dice": scores.label_dice, "inside": inside, "flag": flag,
             "folding_percent": scores.folding_percent}  # fmt: skip
 
 
 def table(name: str, results: list[dict]) -> str:
-    """Rows of changes: mean Dice over pairs, the same labels' unchanged, the worst pair's difference, folding."""
+    """Rows of changes: mean Dice over pairs, the same labels' unchanged, the worst pair's difference, folding, flags."""
     plain = {r["pair"]: r["dice"] for r in results if r["change"] == "none"}
-    rows = [f"### {name}", "", "| moving image | pairs | Dice | Dice unchanged | worst difference of a pair | folding % |",
-            "|---|---|---|---|---|---|"]  # fmt: skip
+    columns = ("moving image", "pairs", "Dice", "Dice unchanged", "worst difference of a pair", "folding %", "flagged low")
+    rows = [f"### {name}", "", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for change in CHANGES:
         own = [r for r in results if r["change"] == change and r["inside"] and r["pair"] in plain]
         if not own:
@@ -150,7 +152,8 @@ def table(name: str, results: list[dict]) -> str:
                        for values in (lambda r: r["dice"], lambda r: plain[r["pair"]]))  # fmt: skip
         worst = min(a - b for a, b in zip(now, before))
         folding = mean_of(r["folding_percent"] for r in own)
-        rows.append(f"| {change} | {len(own)} | {mean_of(now):.3f} | {mean_of(before):.3f} | {worst:+.3f} | {folding:.3f} |")
+        means = f"{mean_of(now):.3f} | {mean_of(before):.3f} | {worst:+.3f} | {folding:.3f}"
+        rows.append(f"| {change} | {len(own)} | {means} | {sum(r['flag'] == 'low' for r in own)} |")
     return "\n".join(rows)
 
 
