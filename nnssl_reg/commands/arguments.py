@@ -4,7 +4,7 @@ from argparse import ArgumentParser
 from collections.abc import Callable
 from dataclasses import dataclass
 
-FEATURES = ("dino", "mind", "dino+mind")
+FEATURES = ("dino", "mind", "dino+mind", "auto")
 INITS = ("auto", "identity", "center", "moments", "affine")
 DEVICES = "cpu, cuda, cuda:1, mps; default: cuda if there is one, else cpu"
 
@@ -128,7 +128,8 @@ def _register(parser: ArgumentParser) -> None:
     _what_to_register(parser)
     parser.add_argument("-o", metavar="FOLDER", help="output; default: a folder beside the json, or in the current folder")
     parser.add_argument("--features", choices=FEATURES,
-                        help="default: dino with a model trained here, a shared model's own choice, else mind")  # fmt: skip
+                        help="auto: dino+mind for CT beside MR, else mind; default: dino+mind with a model trained here, "
+                             "a shared model's own choice, else mind")  # fmt: skip
     _model(parser)
     parser.add_argument("--init", choices=INITS,
                         help="initial alignment; default: the plan's, auto")  # fmt: skip
@@ -227,7 +228,7 @@ def _export_model(parser: ArgumentParser) -> None:
     parser.add_argument(
         "-data", nargs="+", metavar="ID", help="raw data sets that it was trained on; default: the one it names"
     )
-    parser.add_argument("--default_features", choices=("dino", "mind", "dino+mind"), default="dino+mind",
+    parser.add_argument("--default_features", choices=FEATURES, default="dino+mind",
                         help="what nnssl_register uses with it where nobody says; default: dino+mind")  # fmt: skip
     parser.add_argument("--overwrite", action="store_true", help="replace what was exported to -o before")
     _folders(parser, "raw", "results")

@@ -103,7 +103,7 @@ def _flags(args: Namespace) -> str:
 
 def _without_model(args: Namespace, why: str) -> None:
     """Say that MIND is used; an error if learned features were asked for."""
-    if args.features in ("dino", "dino+mind"):
+    if args.features in ("dino", "dino+mind", "auto"):
         raise ValueError(f"--features {args.features} needs a model, and {why}. Name one with --model FOLDER, or "
                          "train one with nnssl_train_dino; --features mind needs none.")  # fmt: skip
     print(f"Model: none ({why}); MIND features are used.")

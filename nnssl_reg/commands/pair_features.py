@@ -53,10 +53,18 @@ class Model:
 
 
 @dataclass(frozen=True)
-class ImageFeatures:
-    """An image as read, its MIND features and local intensity as the plan wants them (or none), and, with a model, tokens.
+class Look:
+    """How both images of a pair are looked at: kind "mind", "dino" or "dino+mind"; noise: of MIND, see FeaturesPlan."""
 
-    aligning: the MIND features of the initial alignment, once one was asked for.
+    kind: str
+    noise: float
+
+
+@dataclass(frozen=True)
+class ImageFeatures:
+    """An image as read, its MIND features and local intensity as the plan wants them (or none).
+
+    tokens: the learned features, once a pair asked for them. aligning: the MIND features of the initial alignment, likewise.
     """
 
     image: Image
@@ -69,6 +77,7 @@ class ImageFeatures:
 class FeatureStore:
     """Encodes images on demand and keeps them while memory allows: the last two always, older ones within kept_bytes.
 
+    kind: of features, for all pairs, or "auto": "dino+mind" for CT beside another modality, "mind" for all other pairs.
     kept_bytes: None: a share of the memory that is free now, on the computer and on the device, at most KEPT_MOST.
     """
 
@@ -79,32 +88,37 @@ class FeatureStore:
         self._kept: OrderedDict[tuple[Path, str | None, float], ImageFeatures] = OrderedDict()
         self._lock = threading.Lock()  # of _kept, which `read` looks into from another thread
 
-    def noise_between(self, *images: tuple[str | None, Image]) -> float:
-        """The noise of MIND for images that are compared, each with its channel's name or None: CT's own among CT alone.
+    def look(self, *images: tuple[str | None, Image]) -> Look:
+        """How the images of a pair are looked at, each given with its channel's name or None.
 
-        Where one image counts faint texture and the other does not, flat places look different everywhere.
+        MIND's noise is CT's own among CT alone: where one image counts faint texture and the other does not, flat places look
+        different everywhere.
         """
-        return self.plan.mind_noise_ct if all(_seems_ct(*image) for image in images) else self.plan.mind_noise
+        ct = [_seems_ct(*image) for image in images]
+        across = any(ct) and not all(ct)
+        kind = self.kind if self.kind != "auto" else "dino+mind" if across else "mind"
+        return Look(kind, self.plan.mind_noise_ct if all(ct) else self.plan.mind_noise)
 
-    def of(self, name: str | Path, channel_name: str | None, image: Image | None = None, aligns: bool = True,
-           noise: float | None = None) -> ImageFeatures:  # fmt: skip
+    def of(self, name: str | Path, channel_name: str | None, look: Look, image: Image | None = None,
+           aligns: bool = True) -> ImageFeatures:  # fmt: skip
         """The features of an image: a file, read here without `image`, or one in memory that is called `name`.
 
-        channel_name ("CT", "MR") chooses the normalisation for a model; aligns: whether those of the initial alignment, too;
-        noise: as `noise_between` says; None: plan.mind_noise.
+        channel_name ("CT", "MR") chooses the normalisation for a model; aligns: whether those of the initial alignment, too.
         """
-        noise = self.plan.mind_noise if noise is None else noise
-        key = (Path(name).resolve(), channel_name, noise)
+        key = (Path(name).resolve(), channel_name, look.noise)
         with self._lock:
             features = self._kept.get(key)
-        if features is None or (aligns and features.aligning is None):
+        learned = look.kind != "mind"
+        if features is None or (aligns and features.aligning is None) or (learned and features.tokens is None):
             image = features.image if features else self.read(Path(name)) if image is None else image
             upright = _upright(image)
-            features = features or self._computed(image, upright, Path(name), channel_name, noise)
-            if aligns:
+            features = features or self._computed(image, upright, channel_name, look.noise)
+            if aligns and features.aligning is None:
                 voxels = self._voxels(upright, _seems_ct(channel_name, image))
                 # flat places that say little would let backgrounds that overlap pass for patients that do
                 features = replace(features, aligning=mind_features(*voxels, ALIGNING_SCALES, 0.0, self.plan.mind_stride))
+            if learned and features.tokens is None:
+                features = replace(features, tokens=self._tokens(upright, Path(name), channel_name))
         with self._lock:
             self._kept[key] = features
             self._kept.move_to_end(key)
@@ -119,14 +133,13 @@ class FeatureStore:
             kept = [features.image for (name, *_), features in self._kept.items() if name == file]
         return kept[0] if kept else read_image(path, volume=self.volume)
 
-    @property
-    def needs_matches(self) -> bool:
+    def needs_matches(self, look: Look) -> bool:
         """Whether `agreement` or `pair` ask for a first match of the images."""
-        return self._asks_contrast or self._discriminates
+        return self._asks_contrast or self._discriminates(look)
 
-    def matching(self, plan: RegistrationPlan) -> RegistrationPlan:
+    def matching(self, look: Look, plan: RegistrationPlan) -> RegistrationPlan:
         """The settings of that match: the search alone; one round is enough to compare contrasts, not for discriminants."""
-        return replace(plan, rounds=plan.rounds if self._discriminates else 1, iterations=0, symmetric=False)
+        return replace(plan, rounds=plan.rounds if self._discriminates(look) else 1, iterations=0, symmetric=False)
 
     def agreement(self, fixed: ImageFeatures, moving: ImageFeatures, matches: DisplacementField | None) -> float | None:
         """The contrast_agreement of two images; None where local intensity is not wanted."""
@@ -134,20 +147,20 @@ class FeatureStore:
             return None
         return contrast_agreement((fixed.intensity, moving.intensity), (fixed.mind, moving.mind), matches)
 
-    def pair(self, fixed: ImageFeatures, moving: ImageFeatures, matches: DisplacementField | None = None,
+    def pair(self, look: Look, fixed: ImageFeatures, moving: ImageFeatures, matches: DisplacementField | None = None,
              with_intensity: bool = False) -> tuple[FeatureMap, FeatureMap]:  # fmt: skip
-        """The two feature maps to register, as the kind of features says. matches: fixed to moving points, roughly."""
+        """The two feature maps to register. matches: fixed to moving points, roughly."""
         mind = (fixed.mind, moving.mind)
         if with_intensity:
             mind = _joined((fixed.intensity, moving.intensity), mind, self.plan.intensity_share)
-        if self.kind == "mind":
+        if look.kind == "mind":
             return mind
         tokens = fixed.tokens, moving.tokens
-        if self._discriminates and matches is not None:
+        if self._discriminates(look) and matches is not None:
             learned = joint_discriminant(*tokens, matches, self.plan.components)
         else:
             learned = joint_pca(*tokens, self.plan.components)
-        return learned if self.kind == "dino" else _joined(learned, mind, self.plan.dino_share)
+        return learned if look.kind == "dino" else _joined(learned, mind, self.plan.dino_share)
 
     def at_voxels(self, features: ImageFeatures, channel_name: str | None) -> FeatureMap:
         """The local intensity of every voxel that the cells of `features` are made of."""
@@ -159,16 +172,14 @@ class FeatureStore:
     def _asks_contrast(self) -> bool:
         return self.kind != "dino" and self.plan.intensity_share > 0
 
-    @property
-    def _discriminates(self) -> bool:
-        return self.kind != "mind" and self.plan.projection == "discriminant"
+    def _discriminates(self, look: Look) -> bool:
+        return look.kind != "mind" and self.plan.projection == "discriminant"
 
-    def _computed(self, image: Image, upright: Image, path: Path, channel_name: str | None, noise: float) -> ImageFeatures:
+    def _computed(self, image: Image, upright: Image, channel_name: str | None, noise: float) -> ImageFeatures:
         voxels = self._voxels(upright, _seems_ct(channel_name, image))
         mind = mind_features(*voxels, self.plan.mind_scales, noise, self.plan.mind_stride)
         intensity = local_intensity(*voxels, self.plan.mind_stride) if self._asks_contrast else None
-        tokens = None if self.kind == "mind" else self._tokens(upright, path, channel_name)
-        return ImageFeatures(image, mind, intensity, tokens)
+        return ImageFeatures(image, mind, intensity, None)
 
     def _voxels(self, upright: Image, ct: bool) -> tuple[torch.Tensor, Grid]:
         """What hand-made features see of an image, (X, Y, Z) at the spacing of MIND on the device, and its grid."""

@@ -69,7 +69,7 @@ class RegisteredPair:
     image's own); field: both, on the fixed image's own grid. features: of fixed and moving, as registered; apart_mm: at the
     fixed feature cells, between the registrations of the two directions (X, Y, Z), None if only one was made.
     counted: the fixed cells that its mask leaves, (X, Y, Z) bool, None without one. seconds: per stage.
-    contrast: None where local intensity was not wanted.
+    contrast: None where local intensity was not wanted. kind: of the features.
     landmarks: of the fixed and of the moving image, (N, 3) RAS mm each, if there are any.
     flow: the deformation and its inverse, if it was made diffeomorphic. rigid: the regions that move as rigid bodies.
     """
@@ -89,6 +89,7 @@ class RegisteredPair:
     rigid: tuple[RigidRegion, ...] = ()
     counted: torch.Tensor | None = None
     contrast: Contrast | None = None
+    kind: str = "mind"
 
     def inverse(self, grid: Grid) -> DisplacementField:
         """The field that leads moving points back to fixed points, on a grid in the moving world."""
@@ -110,6 +111,7 @@ class DeformedPair:
     seconds: dict[str, float]
     counted: torch.Tensor | None = None
     contrast: Contrast | None = None
+    kind: str = "mind"
 
 
 def register_pair(pair: ImagePair, store: FeatureStore, plan: RegistrationPlan, *, is_diffeomorphic: bool = False,
@@ -129,7 +131,7 @@ def register_pair(pair: ImagePair, store: FeatureStore, plan: RegistrationPlan, 
     clock.lap("field")
     return RegisteredPair(*found.images, pair.fixed.label, pair.moving.label, alignment, deformation, field, found.features,
                           found.apart_mm, clock.seconds, pair.landmarks, flow, rigid, found.counted,
-                          found.contrast)  # fmt: skip
+                          found.contrast, found.kind)  # fmt: skip
 
 
 def deform_pair(pair: ImagePair, store: FeatureStore, plan: RegistrationPlan,
@@ -142,8 +144,8 @@ def deform_pair(pair: ImagePair, store: FeatureStore, plan: RegistrationPlan,
     clock, sides = _Clock({"reading": round(pair.reading_seconds, 3)}), (pair.fixed, pair.moving)
     if alignment is None and plan.init == "identity":
         alignment = InitialAlignment(AffineTransform.identity(), "identity", {})
-    noise = store.noise_between(*((side.channel, side.image) for side in sides))
-    fixed, moving = (store.of(side.name, side.channel, side.image, alignment is None, noise) for side in sides)
+    look = store.look(*((side.channel, side.image) for side in sides))
+    fixed, moving = (store.of(side.name, side.channel, look, side.image, alignment is None) for side in sides)
     clock.lap("features")
     centre = fixed.image.grid.center_mm
     if alignment is None:
@@ -152,17 +154,17 @@ def deform_pair(pair: ImagePair, store: FeatureStore, plan: RegistrationPlan,
     _check_overlap(pair, alignment.transform)
     clock.lap("initial alignment")
     matches = None
-    if store.needs_matches:
-        found, _, _ = _deformation(pair, (fixed.mind, moving.mind), alignment, store.matching(plan))
+    if store.needs_matches(look):
+        found, _, _ = _deformation(pair, (fixed.mind, moving.mind), alignment, store.matching(look, plan))
         matches = alignment.transform.after(found)
     agreement = store.agreement(fixed, moving, matches)
     if matches is not None:
         clock.lap("first match")
     bright = agreement is not None and agreement >= AGREES
-    maps = store.pair(fixed, moving, matches, bright)
+    maps = store.pair(look, fixed, moving, matches, bright)
     field, apart_mm, counted = _deformation(pair, maps, alignment, plan)
     if agreement is not None and not bright and apart_mm is not None:  # who knows: the better of both
-        tried = store.pair(fixed, moving, matches, True)
+        tried = store.pair(look, fixed, moving, matches, True)
         other = _deformation(pair, tried, alignment, plan)
         bright = bool(other[1].median() < apart_mm.median())
         maps, (field, apart_mm, counted) = (tried, other) if bright else (maps, (field, apart_mm, counted))
@@ -173,7 +175,8 @@ def deform_pair(pair: ImagePair, store: FeatureStore, plan: RegistrationPlan,
         clock.lap("refinement at voxels")
     deformation = field.on(_covering(field.grid, fixed.image.grid))
     contrast = None if agreement is None else Contrast(agreement, bright)
-    return DeformedPair((fixed.image, moving.image), alignment, deformation, maps, apart_mm, clock.seconds, counted, contrast)
+    return DeformedPair((fixed.image, moving.image), alignment, deformation, maps, apart_mm, clock.seconds, counted, contrast,
+                        look.kind)  # fmt: skip
 
 
 def _deformation(pair: ImagePair, maps: tuple[FeatureMap, FeatureMap], alignment: InitialAlignment, plan: RegistrationPlan):

@@ -25,7 +25,7 @@ log = logging.getLogger("nnssl_reg")
 
 LIBRARIES = ("nnssl_reg", "torch", "numpy", "SimpleITK", "nibabel", "numba")
 CPU_GB = 8.0  # what is planned for without a GPU
-KINDS = ("dino", "mind", "dino+mind")
+KINDS = ("dino", "mind", "dino+mind", "auto")
 PROJECTIONS = ("discriminant", "pca")
 
 
@@ -75,8 +75,9 @@ class Setup:
         if self.kind != "mind":
             image, patch = self.model.configuration.image, self.model.configuration.network.patch_size
             of_what = "principal" if f.projection == "pca" else "discriminant"
-            parts.append(f"{f.components} {of_what} components of the tokens of {self.model.folder} ({_times(patch)} voxels of "
-                         f"{_times(image.spacing_mm)} mm)")  # fmt: skip
+            where = "for CT beside another modality, " if self.kind == "auto" else ""
+            parts.append(f"{where}{f.components} {of_what} components of the tokens of {self.model.folder} ({_times(patch)} "
+                         f"voxels of {_times(image.spacing_mm)} mm)")  # fmt: skip
         if self.kind != "dino":
             parts.append(f"MIND-SSC ({12 * len(f.mind_scales)} channels; radius, dilation {_scales(f.mind_scales)}) at "
                          f"{_times(f.mind_spacing_mm)} mm, cells of {_times(f.mind_stride)} voxels"

@@ -11,7 +11,7 @@ from nnssl_reg.planning.plans import Configuration, PretrainingPlan
 
 CARD_VERSION = 1
 NOT_STATED = "not stated"
-FEATURES = ("dino", "mind", "dino+mind")
+FEATURES = ("dino", "mind", "dino+mind", "auto")
 MOST_PROBES = 200  # rows of the probe's curve that are kept, evenly spread
 
 

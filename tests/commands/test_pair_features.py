@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from nnssl_reg.commands import pair_features
-from nnssl_reg.commands.pair_features import FeatureStore, Model, channel_key
+from nnssl_reg.commands.pair_features import FeatureStore, Look, Model, channel_key
+from nnssl_reg.features.encode import encode
 from nnssl_reg.geometry.image import Image
 from nnssl_reg.imageio.images import read_image, write_image
 from nnssl_reg.planning.plans import ChannelPlan
@@ -40,22 +41,22 @@ def files(tmp_path, turned_grid, body_image) -> list[Path]:
 def test_each_image_is_read_and_encoded_once_for_consecutive_pairs(store_of, files, monkeypatch):
     read = []
     monkeypatch.setattr(pair_features, "read_image", lambda path, **k: (read.append(path), read_image(path, **k))[1])
-    store = store_of("dino")
+    store, look = store_of("dino"), Look("dino", 1.0)
     for fixed, moving in zip(files, files[1:]):
-        store.pair(store.of(fixed, "MR"), store.of(moving, "MR"))
+        store.pair(look, store.of(fixed, "MR", look), store.of(moving, "MR", look))
     assert read == files
 
 
 def test_an_atlas_is_encoded_once_and_what_memory_does_not_hold_is_given_up(store_of, files, monkeypatch):
     read = []
     monkeypatch.setattr(pair_features, "read_image", lambda path, **k: (read.append(path.name[0]), read_image(path, **k))[1])
-    store = store_of("mind")
+    store, look = store_of("mind"), Look("mind", 1.0)
     for bound, times in ((1e12, "0123"), (0, "0123123")):
         store.kept_bytes = bound
         read.clear()
         store._kept.clear()
         for moving in (1, 2, 3, 1, 2, 3):
-            store.of(files[0], "MR"), store.of(files[moving], "MR")
+            store.of(files[0], "MR", look), store.of(files[moving], "MR", look)
         assert "".join(read) == times and len(store._kept) == (4 if bound else 2)
 
 
@@ -68,18 +69,33 @@ def test_faint_texture_counts_where_both_images_are_ct_and_not_beside_mr(store_o
     ct, mr = ("CT", image), (None, image)
     for images, expected in (((ct, (None, hounsfield)), plan.mind_noise_ct), ((ct, mr), plan.mind_noise),
                              ((mr, mr), plan.mind_noise)):  # fmt: skip
-        assert store.noise_between(*images) == store.noise_between(*images[::-1]) == expected
-    faint, strict = (store.of(files[0], "CT", noise=noise).mind.values for noise in (plan.mind_noise_ct, plan.mind_noise))
+        assert store.look(*images) == store.look(*images[::-1]) == Look("mind", expected)
+    faint, strict = (
+        store.of(files[0], "CT", Look("mind", noise)).mind.values for noise in (plan.mind_noise_ct, plan.mind_noise)
+    )
     assert float(faint.std()) > 1.1 * float(strict.std())  # flat places say less, and both are kept
-    assert torch.equal(store.of(files[0], "CT", noise=plan.mind_noise_ct).mind.values, faint)
+    assert torch.equal(store.of(files[0], "CT", Look("mind", plan.mind_noise_ct)).mind.values, faint)
+
+
+def test_auto_looks_with_learned_features_across_modalities_only(store_of, files, monkeypatch):
+    encoded = []
+    monkeypatch.setattr(pair_features, "encode", lambda *a, **k: (encoded.append(1), encode(*a, **k))[1])
+    store = store_of("auto", ("CT", "MR"))
+    ct, mr = (("CT", read_image(files[0])), ("MR", read_image(files[1])))
+    assert [store.look(*pair).kind for pair in ((ct, ct), (mr, mr), (ct, mr), (mr, ct))] == ["mind", "mind"] + ["dino+mind"] * 2
+    within, across = store.look(mr, mr), store.look(ct, mr)
+    seen = [store.of(path, "MR", within) for path in files[:2]]
+    assert encoded == [] and store.pair(within, *seen)[0].values.shape[0] == 12
+    seen = [store.of(path, "MR", across) for path in files[:2]]
+    assert len(encoded) == 2 and store.pair(across, *seen)[0].values.shape[0] == 18
 
 
 def test_kinds_of_features_have_their_channels_and_grids(store_of, files):
     maps = {}
     for kind in ("mind", "dino", "dino+mind"):
         store = store_of(kind)
-        images = [store.of(path, None) for path in files[:2]]
-        maps[kind] = store.pair(*images)
+        look = Look(kind, 1.0)
+        maps[kind] = store.pair(look, *(store.of(path, None, look) for path in files[:2]))
     assert [maps[kind][0].values.shape[0] for kind in maps] == [12, 6, 18]
     assert np.allclose(maps["dino"][0].grid.spacing_mm, 16) and np.allclose(maps["mind"][0].grid.spacing_mm, 8)
     assert maps["dino+mind"][1].grid == maps["mind"][1].grid
@@ -90,7 +106,7 @@ def test_kinds_of_features_have_their_channels_and_grids(store_of, files):
 
 
 def test_features_of_an_oblique_image_lie_along_the_axes_of_the_world(store_of, files):
-    straight, turned = (store_of("dino").of(path, None) for path in files[:2])
+    straight, turned = (store_of("dino").of(path, None, Look("dino", 1.0)) for path in files[:2])
     for features in (turned.mind, turned.tokens):
         assert features.grid.obliqueness_degrees() < 1e-3
     assert np.isclose(straight.mind.grid.obliqueness_degrees(), 4, atol=1e-3)
@@ -118,5 +134,5 @@ def test_a_modality_that_the_model_does_not_know_is_named(turned_grid):
 def test_an_image_that_does_not_look_like_its_channel_is_warned_about(store_of, files, caplog):
     image = read_image(files[0])
     write_image(files[0], Image(image.array - image.array.min(), image.grid))
-    store_of("dino", ("CT",)).of(files[0], "CT")
+    store_of("dino", ("CT",)).of(files[0], "CT", Look("dino", 1.0))
     assert "0.nii.gz is named CT, but its intensities run from" in caplog.text
