@@ -28,7 +28,6 @@ setup(
         "dynamic-network-architectures>=0.4.2",
         "timm>=1.0.15",
         "batchgenerators>=0.25.1",
-        "batchgeneratorsv2>=0.3.0",
         "acvl-utils>=0.2.3",
         "blosc2>=3.0",
         "numba>=0.60",
@@ -44,7 +43,14 @@ setup(
     ],
     extras_require={
         "dask": ["distributed>=2024.8"],
-        "test": ["pytest>=8", "ruff>=0.8", "antspyx>=0.5", "surface-distance>=0.1", "distributed>=2024.8"],
+        "test": [
+            "pytest>=8",
+            "ruff>=0.8",
+            "antspyx>=0.5",
+            "surface-distance>=0.1",
+            "batchgeneratorsv2>=0.3.0",
+            "distributed>=2024.8",
+        ],
     },
     entry_points={"console_scripts": [f"{name} = nnssl_reg.commands.entry:script" for name in SCRIPTS]},
 )

@@ -1,25 +1,40 @@
-"""Windows of stored cases for each step, read ahead by worker processes; which ones is a pure function of seed and step."""
+"""Windows of stored cases for each step, read ahead by worker processes or cut out of what a GPU holds.
 
+Which ones is a pure function of seed and step.
+"""
+
+import itertools
 import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+import torch
 from batchgenerators.dataloading.data_loader import SlimDataLoaderBase
 from batchgenerators.dataloading.multi_threaded_augmenter import MultiThreadedAugmenter
 from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
 
 from nnssl_reg.imageio.case_store import open_case, read_crop, read_properties
 from nnssl_reg.pretraining.case_groups import CaseGroup, case_of
+from nnssl_reg.pretraining.held_cases import HeldCases, cut_held, room_for
 from nnssl_reg.pretraining.processes import ALONE, Processes
 
 MOST_UNREADABLE = 20  # cases of a group one after the other, before a run gives up
 CASES_OPEN = 256  # opened cases and their foreground points that a process remembers
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where windows are cut from. opened: a case (folder / name) -> what `cut` takes, its shape, its foreground points (N, 3);
+    cut: that, the first voxel of a window and its size -> the window (1, X, Y, Z) float32."""
+
+    opened: Callable[[Path], tuple]
+    cut: Callable
 
 
 @dataclass(frozen=True)
@@ -37,28 +52,29 @@ class WindowRequest:
     seed: int
     processes: Processes = ALONE
 
-    def read(self, sample: int) -> tuple[np.ndarray, dict[str, str]]:
+    def read(self, sample: int, source: Source | None = None) -> tuple[np.ndarray | torch.Tensor, dict[str, str]]:
         """The window (1, X, Y, Z) float32 of a sample, and the cases that could not be read, with the reason.
 
-        In place of one that cannot, the next of its group is read. Raises ValueError where that does not help either.
+        source: None: the files. In place of one that cannot, the next of its group is read. Raises ValueError where that does
+        not help either.
         """
         case, index, group = case_of(self.groups, sample, self.seed)
         unreadable: dict[str, str] = {}
         for after in range(min(MOST_UNREADABLE, len(group.names))):
             case = group.folder / group.names[(index + after) % len(group.names)]
             try:
-                return self._cut(case, sample), unreadable
+                return self._cut(case, sample, source or STORED), unreadable
             except (ValueError, OSError, RuntimeError) as error:
                 unreadable[str(case)] = str(error)
         raise ValueError(f"{len(unreadable)} cases of {group.folder} one after the other cannot be read, the last one because "
                          f"{unreadable[str(case)]}")  # fmt: skip
 
-    def _cut(self, case: Path, sample: int) -> np.ndarray:
-        opened, shape, foreground = _opened(case)
+    def _cut(self, case: Path, sample: int, source: Source) -> np.ndarray | torch.Tensor:
+        opened, shape, foreground = source.opened(case)
         rng = np.random.default_rng([self.seed, 2, sample])
         centre = crop_centre(shape, self.crop_size, foreground, self.foreground_share, rng)
         start = np.round(centre - (np.array(self.window_size) - 1) / 2).astype(int)
-        return read_crop(opened, tuple(start), self.window_size)
+        return source.cut(opened, tuple(start.tolist()), self.window_size)
 
 
 class WindowLoader(SlimDataLoaderBase):
@@ -79,14 +95,31 @@ class WindowLoader(SlimDataLoaderBase):
     def generate_train_batch(self) -> dict:
         """{"step": int, "windows": (B, 1, X, Y, Z) float32, "unreadable": {case: reason}}."""
         step, self.next_step = self.next_step, self.next_step + self.number_of_threads_in_multithreaded
-        samples = self._data.processes.own(range(step * self.batch_size, (step + 1) * self.batch_size))
-        read = [self._data.read(sample) for sample in samples]
-        unreadable = {case: reason for _, found in read for case, reason in found.items()}
-        return {"step": step, "windows": np.stack([window for window, _ in read]), "unreadable": unreadable}
+        return {"step": step, **batch_of(self._data, step, np.stack)}
 
 
-def open_loader(request: WindowRequest, start_step: int, workers: int) -> Iterator[dict]:
-    """Batches in the order of their steps, from start_step on, without end. workers: processes; 0 reads in this one."""
+def batch_of(request: WindowRequest, step: int, stack: Callable, source: Source | None = None) -> dict:
+    """The own windows of a step, put together by `stack`, and {case: reason} of what could not be read."""
+    samples = request.processes.own(range(step * request.batch_size, (step + 1) * request.batch_size))
+    read = [request.read(sample, source) for sample in samples]
+    unreadable = {case: reason for _, found in read for case, reason in found.items()}
+    return {"windows": stack([window for window, _ in read]), "unreadable": unreadable}
+
+
+def held_batches(request: WindowRequest, start_step: int, device: torch.device) -> Iterator[dict]:
+    """As open_loader's, with windows on the device that holds the cases, each of which is read when it is first needed."""
+    source = Source(HeldCases(device).opened, cut_held)
+    for step in itertools.count(start_step):
+        yield {"step": step, **batch_of(request, step, torch.stack, source)}
+
+
+def open_loader(request: WindowRequest, start_step: int, workers: int, device: torch.device | None = None) -> Iterator[dict]:
+    """Batches in the order of their steps, from start_step on, without end. workers: processes; 0 reads in this one.
+
+    device: a GPU that has room for all cases holds them, and no process is needed. Windows are the same in every way.
+    """
+    if device is not None and room_for([group.folder / name for group in request.groups for name in group.names], device):
+        return held_batches(request, start_step, device)
     if workers == 0:
         return SingleThreadedAugmenter(WindowLoader(request, start_step, 1), None)
     return MultiThreadedAugmenter(WindowLoader(request, start_step, workers), None, workers, num_cached_per_queue=2)
@@ -118,6 +151,9 @@ def _opened(case: Path) -> tuple:
     opened = open_case(case.parent, case.name)
     points = np.array(read_properties(case.parent, case.name).foreground_points, dtype=float).reshape(-1, 3)
     return opened, opened.shape[1:], points
+
+
+STORED = Source(_opened, read_crop)
 
 
 def leave_with_parent() -> None:

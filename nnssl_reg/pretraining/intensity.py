@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from batchgeneratorsv2.transforms.intensity.gamma import GammaTransform
 
 REMAP_POINTS = 8  # knots of the random intensity curve
 BIAS_CELLS = 3  # cells per axis of the random bias field before interpolation
@@ -17,7 +16,6 @@ GIN_CHANNELS = 2  # as published
 NARROWEST = 0.25  # window, as a share of all intensities
 COARSEST = 3  # times that voxels may be enlarged
 BLUR_RADIUS = 3  # voxels; holds the largest sigma, 1.2
-GAMMA = GammaTransform(gamma=1.0, p_invert_image=0.0, synchronize_channels=False, p_per_channel=1.0, p_retain_stats=1.0)
 
 
 @dataclass(frozen=True)
@@ -135,12 +133,20 @@ def multiply_bias(images: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
 
 
 def raise_to_gamma(images: torch.Tensor, gamma: torch.Tensor, inverted: torch.Tensor) -> torch.Tensor:
-    """Gamma over each image's range, mean and deviation kept; batchgeneratorsv2's, with samples standing as channels."""
+    """Gamma (B,) over each image's range, mean and deviation kept; inverted (B,): of the negative. Gamma 1 leaves an image.
+
+    What batchgeneratorsv2's GammaTransform does with one image after the other.
+    """
     chosen = torch.nonzero(gamma != 1).flatten()
-    data = {"image": images[:, 0].clone()}
-    GAMMA.apply(data, apply_to_channel=chosen, retain_stats=torch.ones(len(chosen), dtype=torch.bool),
-                invert_image=inverted[chosen], gamma=gamma[chosen])  # fmt: skip
-    return data["image"][:, None]
+    if len(chosen) == 0:
+        return images
+    index = chosen.to(images.device)
+    sign = _volume(1 - 2 * inverted[chosen].float(), images)
+    x = images[index] * sign
+    low, high = x.amin(dim=(1, 2, 3, 4), keepdim=True), x.amax(dim=(1, 2, 3, 4), keepdim=True)
+    raised = ((x - low) / (high - low).clamp(min=1e-7)) ** _volume(gamma[chosen], images) * (high - low) + low
+    raised = (raised - _mean(raised)) * (_deviation(x) / _deviation(raised).clamp(min=1e-7)) + _mean(x)
+    return images.index_copy(0, index, raised * sign)
 
 
 def blur(images: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
@@ -221,6 +227,10 @@ def _volume(values: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
 
 def _mean(images: torch.Tensor) -> torch.Tensor:
     return images.mean(dim=(1, 2, 3, 4), keepdim=True)
+
+
+def _deviation(images: torch.Tensor) -> torch.Tensor:
+    return images.flatten(1).std(dim=1).view(-1, 1, 1, 1, 1)
 
 
 def _energy(images: torch.Tensor) -> torch.Tensor:

@@ -36,7 +36,7 @@ def measure(run: Run, seconds: float = SECONDS) -> Cost:
     All processes of a run measure together; each is told the time of the slowest and the memory of the fullest.
     """
     state = start(run)
-    loader = open_loader(run.window_request, 0, run.configuration.pretraining.workers)
+    loader = open_loader(run.window_request, 0, run.configuration.pretraining.workers, run.device)
     gpu = run.device.type == "cuda"
     if gpu:
         torch.cuda.reset_peak_memory_stats(run.device)

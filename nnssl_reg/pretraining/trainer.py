@@ -82,7 +82,7 @@ def train_on(run: Run, state: TrainingState, folder: Path, log: TrainingLog, obs
     """Train from the state's step on; as `train`. Raises Trouble."""
     plan = state.plan
     averages, since = Averages(), time.perf_counter()
-    loader = open_loader(run.window_request, state.step, plan.workers)
+    loader = open_loader(run.window_request, state.step, plan.workers, run.device)
     try:
         while state.step < plan.steps:
             windows = next_windows(loader, log)
@@ -113,14 +113,14 @@ def train_on(run: Run, state: TrainingState, folder: Path, log: TrainingLog, obs
     return True
 
 
-def train_step(run: Run, state: TrainingState, windows: np.ndarray) -> tuple[dict[str, float], Targets]:
+def train_step(run: Run, state: TrainingState, windows: np.ndarray | torch.Tensor) -> tuple[dict[str, float], Targets]:
     """One optimiser step on windows (B, 1, X, Y, Z); the loss terms, the gradient's norm, and the teacher's targets.
 
     The windows and targets are this process's, all else is the whole batch's.
     """
     configuration = run.configuration
     generator = torch.Generator().manual_seed(seed_of(run.seed, state.step, len(state.recoveries))[0])
-    batch = torch.from_numpy(windows).to(run.device, non_blocking=True)
+    batch = torch.as_tensor(windows, device=run.device)
     views = make_views(batch, state.plan, configuration.network.patch_size, configuration.image.spacing_mm, generator,
                        run.processes)  # fmt: skip
     return learn(run, state, views)
@@ -147,7 +147,7 @@ def learn(run: Run, state: TrainingState, views: Views) -> tuple[dict[str, float
     return values, targets
 
 
-def next_windows(loader, log: TrainingLog | None = None) -> np.ndarray:
+def next_windows(loader, log: TrainingLog | None = None) -> np.ndarray | torch.Tensor:
     """The next step's windows; cases that could not be read go to the log. Raises ValueError if a reading process died."""
     try:
         batch = next(loader)

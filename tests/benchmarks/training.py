@@ -143,7 +143,7 @@ def shallow_convolutions(x: np.ndarray, share: float, rng: np.random.Generator) 
 
 def our_steps(run: Run, state: TrainingState):
     """Train without end; yields the seconds that each step waited for its data."""
-    loader = open_loader(run.window_request, 0, run.configuration.pretraining.workers)
+    loader = open_loader(run.window_request, 0, run.configuration.pretraining.workers, run.device)
     try:
         while True:
             began = time.perf_counter()
