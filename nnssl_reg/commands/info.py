@@ -24,7 +24,7 @@ from nnssl_reg.pretraining.model_card import one_line, read_card
 
 KINDS = ("raw", "preprocessed", "results")
 LIBRARIES = ("nnssl_reg", "torch", "numpy", "SimpleITK", "nibabel", "scipy", "numba", "blosc2", "safetensors", "timm",
-             "dynamic-network-architectures", "batchgenerators", "batchgeneratorsv2", "acvl-utils")  # fmt: skip
+             "dynamic-network-architectures", "batchgenerators", "acvl-utils")  # fmt: skip
 GB = 1e9
 SECONDS = 60  # that torch has to answer
 # in a process of its own, so that a torch that does not load is told of like everything else

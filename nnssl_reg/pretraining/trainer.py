@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from nnssl_reg.pretraining.crop_loader import close_loader, open_loader
 from nnssl_reg.pretraining.guards import go_back, probed, require_finite, watch
@@ -22,6 +23,8 @@ from nnssl_reg.pretraining.training_state import Run, TrainingState, save, seed_
 from nnssl_reg.pretraining.views import Views, make_views
 
 LOG_STEPS = 10  # steps averaged into one row of the log
+# implementations of attention, the first that a GPU has
+ATTENTION = (SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH)
 
 
 @dataclass(frozen=True)
@@ -167,9 +170,13 @@ def seeded(seed: int, device: torch.device):
         yield
 
 
-def mixed_precision(device: torch.device) -> contextlib.AbstractContextManager:
-    """bfloat16 where the device computes faster in it: GPUs, and CPUs with AVX512-BF16 or AMX."""
+@contextlib.contextmanager
+def mixed_precision(device: torch.device):
+    """bfloat16 where the device computes faster in it: GPUs, and CPUs with AVX512-BF16 or AMX; GPUs with ATTENTION."""
     if device.type == "cuda":
-        return torch.autocast("cuda", torch.bfloat16)
+        with torch.autocast("cuda", torch.bfloat16), sdpa_kernel(list(ATTENTION), set_priority=True):
+            yield
+        return
     fast = device.type == "cpu" and getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()  # no public question for it
-    return torch.autocast("cpu", torch.bfloat16) if fast else contextlib.nullcontext()
+    with torch.autocast("cpu", torch.bfloat16) if fast else contextlib.nullcontext():
+        yield
