@@ -3,6 +3,7 @@
 Features are channels last, (X, Y, Z, C); displacements are (3, X, Y, Z) in cells of the fixed lattice.
 """
 
+from collections.abc import Callable
 from itertools import product
 
 import torch
@@ -86,6 +87,12 @@ def smooth_adam_step(parameter, gradient, moments, passes: int, rate: float, ste
     first.mul_(0.9).add_(gradient, alpha=0.1)
     second.mul_(0.999).addcmul_(gradient, gradient, value=0.001)
     parameter.sub_(rate * (first / (1 - 0.9**step)) / ((second / (1 - 0.999**step)).sqrt() + 1e-8))
+
+
+def repeat(step: Callable, times: int, device: torch.device) -> None:
+    """Call step(n) for n = 1 ... times; it works on tensors of device, in place."""
+    for number in range(1, times + 1):
+        step(number)
 
 
 def block_means(cells: Cells, matrix, field, factor, radius) -> tuple[torch.Tensor, torch.Tensor]:
