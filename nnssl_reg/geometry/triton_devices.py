@@ -9,7 +9,7 @@ import torch
 
 @cache
 def runs_triton(device: torch.device) -> bool:
-    """Whether a device is a GPU that Triton compiles for, and Triton is installed: it comes with torch on Linux, seldom else."""
+    """Whether a device is a GPU that Triton compiles for, and Triton is installed: with torch on Linux it is."""
     if device.type != "cuda" or torch.cuda.get_device_capability(device) < (7, 5):
         return False
     try:
@@ -25,7 +25,7 @@ def chosen(device: torch.device) -> AbstractContextManager:
 
 
 def held(numbers: np.ndarray, device: torch.device) -> torch.Tensor:
-    """A few float32 or float64 numbers on a device, where they stay: a copy in each call would wait, and no graph may hold one."""
+    """A few numbers on a device, where they stay: a copy in each call would take its time, and a graph may hold none."""
     return _held(numbers.dtype.str, np.ascontiguousarray(numbers).tobytes(), device)
 
 

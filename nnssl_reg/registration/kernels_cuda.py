@@ -1,4 +1,4 @@
-"""The steps of ConvexAdam for CUDA devices, each as the function of its name in kernels_torch says; the kernels are Triton's."""
+"""The steps of ConvexAdam for CUDA devices, each as the function of its name in kernels_torch says, in Triton."""
 
 from collections.abc import Callable
 

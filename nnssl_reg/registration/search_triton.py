@@ -122,8 +122,8 @@ def block_means(cells, matrix: np.ndarray, field, factor, radius) -> tuple[torch
     block = max(1, min(BLOCK_FEATURES // lanes, 128))
     with chosen(device):
         _block_means[(triton.cdiv(valid.numel(), block),)](
-            cells.values.contiguous(), field.contiguous(), held(matrix.astype(np.float32), device), mask.view(torch.uint8), means,
-            valid.view(torch.uint8), float(cells.unit), valid.numel(), *shape[1:], *field.shape[1:], *cells.shape, *factor,
+            cells.values.contiguous(), field.contiguous(), held(matrix.astype(np.float32), device), mask.view(torch.uint8),
+            means, valid.view(torch.uint8), float(cells.unit), valid.numel(), *shape[1:], *field.shape[1:], *cells.shape, *factor,
             *radius, C=channels, CP=lanes, MASK=cells.mask is not None, BLOCK=block,
         )  # fmt: skip
     return means, valid
@@ -135,8 +135,8 @@ def cost_volume(fixed, moving, valid, counts, offsets, passes: int) -> torch.Ten
     out = torch.empty(*shape, candidates, device=fixed.device)
     with chosen(fixed.device):
         _differences[(shape[0] * shape[1] * shape[2],)](
-            fixed.contiguous(), moving.contiguous(), valid.contiguous().view(torch.uint8), counts.contiguous().view(torch.uint8),
-            offsets, out, *shape[1:], *moving.shape[1:3], candidates, C=channels, CP=triton.next_power_of_2(channels),
+            fixed.contiguous(), moving.contiguous(), *(t.contiguous().view(torch.uint8) for t in (valid, counts)), offsets,
+            out, *shape[1:], *moving.shape[1:3], candidates, C=channels, CP=triton.next_power_of_2(channels),
             BLOCK=BLOCK_CANDIDATES,
         )  # fmt: skip
         for axis in range(3):
