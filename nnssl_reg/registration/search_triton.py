@@ -123,8 +123,8 @@ def block_means(cells, matrix: np.ndarray, field, factor, radius) -> tuple[torch
     with chosen(device):
         _block_means[(triton.cdiv(valid.numel(), block),)](
             cells.values.contiguous(), field.contiguous(), held(matrix.astype(np.float32), device), mask.view(torch.uint8),
-            means, valid.view(torch.uint8), float(cells.unit), valid.numel(), *shape[1:], *field.shape[1:], *cells.shape, *factor,
-            *radius, C=channels, CP=lanes, MASK=cells.mask is not None, BLOCK=block,
+            means, valid.view(torch.uint8), float(cells.unit), valid.numel(), *shape[1:], *field.shape[1:], *cells.shape,
+            *factor, *radius, C=channels, CP=lanes, MASK=cells.mask is not None, BLOCK=block,
         )  # fmt: skip
     return means, valid
 

@@ -115,7 +115,7 @@ def test_smoothing_is_the_plain_one(device, kernels, shape, passes):
 @pytest.mark.gpu
 @pytest.mark.parametrize("passes", [0, 3])
 def test_repeated_adam_steps_are_the_plain_ones(device, kernels, passes):
-    start, slope = normal(3, 8, 5, 6), normal(3, 8, 5, 6, seed=1)
+    start, slope = normal(3, 7, 5, 4), normal(3, 7, 5, 4, seed=1)
 
     def descended(module, on) -> torch.Tensor:
         field, moments = start.clone().to(on), torch.zeros(2, *start.shape, device=on)
@@ -125,14 +125,14 @@ def test_repeated_adam_steps_are_the_plain_ones(device, kernels, passes):
             torch.mul(field, pull, out=gradient)
             module.smooth_adam_step(field, gradient, moments, passes, 0.3, step)
 
-        module.repeat(take, 7, torch.device(on))
+        module.repeat(take, 5, torch.device(on))
         return field.cpu()
 
     assert torch.allclose(descended(kernels, device), descended(kernels_torch, torch.device("cpu")), atol=1e-4)
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize(("factor", "channels", "masked"), [((1, 1, 1), 4, False), ((2, 3, 2), 12, True), ((2, 3, 2), 1, True)])
+@pytest.mark.parametrize(("factor", "channels", "masked"), [((1, 1, 1), 4, False), ((2, 3, 1), 12, True), ((1, 1, 1), 1, True)])
 def test_block_means_are_the_plain_ones(device, kernels, factor, channels, masked):
     mask = torch.ones(6, 5, 8, dtype=torch.bool) if masked else None
     if masked:
@@ -145,11 +145,11 @@ def test_block_means_are_the_plain_ones(device, kernels, factor, channels, maske
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize(("radius", "channels", "passes"), [((1, 1, 1), 7, 0), ((2, 1, 3), 12, 2), ((2, 1, 3), 1, 2)])
+@pytest.mark.parametrize(("radius", "channels", "passes"), [((1, 1, 1), 7, 0), ((1, 1, 3), 12, 2), ((1, 1, 1), 1, 2)])
 def test_the_cost_volume_is_the_plain_one(device, kernels, radius, channels, passes):
-    padded = tuple(n + 2 * r for n, r in zip((4, 3, 5), radius))
-    fixed, moving = normal(4, 3, 5, channels), normal(*padded, channels, seed=1)
-    valid, counts = torch.from_numpy(np.random.default_rng(0).random(padded) > 0.4), some(4, 3, 5)
+    padded = tuple(n + 2 * r for n, r in zip((2, 2, 3), radius))
+    fixed, moving = normal(2, 2, 3, channels), normal(*padded, channels, seed=1)
+    valid, counts = torch.from_numpy(np.random.default_rng(0).random(padded) > 0.4), some(2, 2, 3)
     valid[:, :, : 2 * radius[2] + 1] = False  # cells without any valid candidate
     plain = kernels_torch.cost_volume(fixed, moving, valid, counts, radius, passes)
     found = kernels.cost_volume(*(t.to(device) for t in (fixed, moving, valid, counts)), radius, passes)
@@ -160,7 +160,7 @@ def test_the_cost_volume_is_the_plain_one(device, kernels, radius, channels, pas
 @pytest.mark.parametrize(("radius", "weight"), [((1, 2, 1), 0.0), ((1, 2, 1), 0.03), ((3, 3, 3), 1.0)])
 def test_the_coupled_argmin_is_the_plain_one(device, kernels, radius, weight):
     steps = displacements(radius)
-    cost, field = normal(4, 3, 3, len(steps)).abs(), normal(3, 4, 3, 3, seed=1)
+    cost, field = normal(4, 2, 1, len(steps)).abs(), normal(3, 4, 2, 1, seed=1)
     found = kernels.coupled_argmin(*(t.to(device) for t in (cost, steps, field)), weight)
     assert torch.equal(found.cpu(), kernels_torch.coupled_argmin(cost, steps, field, weight))
     alike = kernels.coupled_argmin(
@@ -184,6 +184,19 @@ def test_arrays_through_an_affine_map_are_the_plain_ones(device, turned_grid, mo
 
 
 @pytest.mark.gpu
+def test_the_inverse_of_a_field_is_the_plain_one(device, turned_grid):
+    from nnssl_reg.geometry import inverse_triton
+
+    grid, target = turned_grid((6, 5, 7), (3, 4, 3.5), (5, 3, -4)), turned_grid((4, 3, 2), 3, (20, -30, 50), (1, 0, 2))
+    field = DisplacementField(kernels_torch.smooth(normal(3, 6, 5, 7, scale=6.0), 2), grid)
+    points = target.points_mm().double()
+    plain = DisplacementField(field.vectors_mm.double(), grid)._inverse_of(points, 30) - points
+    way = np.linalg.inv(grid.affine), np.array(target.affine), field._way_back()
+    found = inverse_triton.invert_lattice(field.vectors_mm.to(device), *way, 1e-4, 30, target.shape)
+    assert plain.abs().max() > 1 and (found.cpu() - plain).abs().max() < 1e-3
+
+
+@pytest.mark.gpu
 @pytest.mark.parametrize("shape", [(9, 8, 7), (1, 4, 5), (4, 1, 1), (1, 1, 1)])
 def test_the_search_for_folds_is_the_plain_one(device, kernels, shape):
     from nnssl_reg.registration import unfolding_triton
@@ -193,7 +206,7 @@ def test_the_search_for_folds_is_the_plain_one(device, kernels, shape):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize(("radius", "dilation", "noise", "stride"), [(1, 2, 0.0, (2, 2, 2)), (0, 1, 0.5, (1, 3, 2))])
+@pytest.mark.parametrize(("radius", "dilation", "noise", "stride"), [(1, 2, 0.0, (1, 2, 1)), (0, 1, 0.5, (1, 3, 2))])
 def test_mind_on_cells_is_the_mean_of_mind(device, kernels, radius, dilation, noise, stride):
     from nnssl_reg.features import mind_triton
 
