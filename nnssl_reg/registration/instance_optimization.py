@@ -19,10 +19,10 @@ def optimise(fixed: Cells, moving: Cells, matrix, field, weights, iterations, le
     weights = weights / 3  # the regulariser is a mean over components too
 
     def take(step) -> None:
-        kernels.smooth(parameter, smoothing_passes, smooth)
+        kernels.smooth(parameter, smoothing_passes, smooth, gradient)
         kernels.energy_gradient(fixed, moving, smooth, matrix, weights, gradient)
         # the box filters are their own adjoint
-        kernels.smooth_adam_step(parameter, gradient, moments, smoothing_passes, learning_rate, step)
+        kernels.smooth_adam_step(parameter, gradient, moments, smoothing_passes, learning_rate, step, smooth)
 
     kernels.repeat(take, iterations, field.device)
-    return kernels.smooth(parameter, smoothing_passes, smooth)
+    return kernels.smooth(parameter, smoothing_passes, smooth, gradient)

@@ -75,14 +75,14 @@ def _readable_beyond(values: torch.Tensor) -> torch.Tensor:
     return _with_slack(values, values.shape).copy_(values)
 
 
-def smooth(values, passes: int, out=None) -> torch.Tensor:
+def smooth(values, passes: int, out=None, scratch=None) -> torch.Tensor:
     """See kernels_torch.smooth."""
     out = torch.empty_like(values, memory_format=torch.contiguous_format) if out is None else out
     _smooth_sweep(values.contiguous(), passes, out, torch.empty(0), _NO_ADAM)
     return out
 
 
-def smooth_adam_step(parameter, gradient, moments, passes: int, rate: float, step: int) -> None:
+def smooth_adam_step(parameter, gradient, moments, passes: int, rate: float, step: int, scratch=None) -> None:
     """See kernels_torch.smooth_adam_step."""
     adam = np.array([rate, 1 - 0.9**step, 1 - 0.999**step], np.float32)
     _smooth_sweep(gradient, passes, parameter, moments, adam)

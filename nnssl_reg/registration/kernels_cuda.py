@@ -31,25 +31,28 @@ def energy_gradient(fixed: Cells, moving: Cells, field, matrix, weights, out=Non
     return out
 
 
-def smooth(values, passes: int, out=None) -> torch.Tensor:
+def smooth(values, passes: int, out=None, scratch=None) -> torch.Tensor:
     """See kernels_torch.smooth."""
     out = torch.empty_like(values, memory_format=torch.contiguous_format) if out is None else out
-    adam_triton.smooth_sweeps(values.contiguous(), box_taps(passes), out, (out, torch.empty_like(out)))
+    scratch = torch.empty_like(out) if scratch is None else scratch
+    adam_triton.smooth_sweeps(values.contiguous(), box_taps(passes), out, (out, scratch))
     return out
 
 
-def smooth_adam_step(parameter, gradient, moments, passes: int, rate: float, step) -> None:
+def smooth_adam_step(parameter, gradient, moments, passes: int, rate: float, step, scratch=None) -> None:
     """See kernels_torch.smooth_adam_step; step: a number, or what `repeat` gives in its place."""
     if not isinstance(step, torch.Tensor):
         step = torch.tensor([beta**step for beta in _BETAS], dtype=torch.float64, device=parameter.device)
-    between = (torch.empty_like(gradient), torch.empty_like(gradient))
-    adam_triton.smooth_sweeps(gradient.contiguous(), box_taps(passes), parameter, between, (rate, moments, step))
+    gradient = gradient.contiguous()
+    scratch = torch.empty_like(gradient) if scratch is None else scratch
+    adam_triton.smooth_sweeps(gradient, box_taps(passes), parameter, (scratch, gradient), (rate, moments, step))
 
 
 def repeat(step: Callable, times: int, device: torch.device) -> None:
     """See kernels_torch.repeat; each call gets the betas to the power of its number, (2,) float64 on the device.
 
     After one call the launches of a second are captured as a graph, which is then replayed: it costs the host almost nothing.
+    A step should make no tensors, for a graph would keep their memory to itself.
     """
     with chosen(device):
         betas = torch.tensor(_BETAS, dtype=torch.float64, device=device)
@@ -80,7 +83,7 @@ def _replay(once: Callable, times: int, device: torch.device) -> None:
     current.wait_stream(apart)
     for _ in range(times):
         graph.replay()
-    current.synchronize()  # the memory of the graph is given back with it
+    current.synchronize()  # the graph must not go before it has run
 
 
 def block_means(cells: Cells, matrix, field, factor, radius) -> tuple[torch.Tensor, torch.Tensor]:
