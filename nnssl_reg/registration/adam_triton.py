@@ -14,35 +14,42 @@ BLOCK_SMOOTH = 512
 
 
 @triton.jit
+def _slopes_of(p, own, ti, tj, tk, u, v, w, some):
+    """Of some features: the difference times the derivative by each axis; p, own: pointers to the moving and fixed ones."""
+    a00 = tl.load(p, mask=some, other=0).to(tl.float32)
+    a01 = tl.load(p + tj, mask=some, other=0).to(tl.float32)
+    a10 = tl.load(p + ti, mask=some, other=0).to(tl.float32)
+    a11 = tl.load(p + (ti + tj), mask=some, other=0).to(tl.float32)
+    d00 = tl.load(p + tk, mask=some, other=0).to(tl.float32) - a00
+    d01 = tl.load(p + (tj + tk), mask=some, other=0).to(tl.float32) - a01
+    d10 = tl.load(p + (ti + tk), mask=some, other=0).to(tl.float32) - a10
+    d11 = tl.load(p + (ti + tj + tk), mask=some, other=0).to(tl.float32) - a11
+    s00, s10 = a00 + w * d00, a10 + w * d10
+    e0, e1 = a01 + w * d01 - s00, a11 + w * d11 - s10
+    s0 = s00 + v * e0
+    slope = s10 + v * e1 - s0
+    difference = s0 + u * slope - tl.load(own, mask=some, other=0).to(tl.float32)
+    q0, q1 = d00 + v * (d01 - d00), d10 + v * (d11 - d10)
+    return difference * slope, difference * (e0 + u * (e1 - e0)), difference * (q0 + u * (q1 - q0))
+
+
+@triton.jit
 def _cost_slopes(fixed, moving, here, at, si, sj, sk, u, v, w, live, C: tl.constexpr, W: tl.constexpr, BLOCK: tl.constexpr):
     """Half the derivative of the squared difference by the moving position, three (BLOCK)."""
     ga, gb, gc = tl.zeros([BLOCK, W], tl.float32), tl.zeros([BLOCK, W], tl.float32), tl.zeros([BLOCK, W], tl.float32)
     u, v, w = u[:, None], v[:, None], w[:, None]
     ti, tj, tk = (si * C)[:, None], (sj * C)[:, None], (sk * C)[:, None]
-    rows, own = (at.to(tl.int64) * C)[:, None], (here.to(tl.int64) * C)[:, None]
-    for first in tl.static_range(0, C, W):
-        lanes = first + tl.arange(0, W)[None, :]
-        some = live[:, None]
-        if C % W != 0:
-            some = some & (lanes < C)
-        p = moving + (rows + lanes)
-        a00 = tl.load(p, mask=some, other=0).to(tl.float32)
-        a01 = tl.load(p + tj, mask=some, other=0).to(tl.float32)
-        a10 = tl.load(p + ti, mask=some, other=0).to(tl.float32)
-        a11 = tl.load(p + (ti + tj), mask=some, other=0).to(tl.float32)
-        d00 = tl.load(p + tk, mask=some, other=0).to(tl.float32) - a00
-        d01 = tl.load(p + (tj + tk), mask=some, other=0).to(tl.float32) - a01
-        d10 = tl.load(p + (ti + tk), mask=some, other=0).to(tl.float32) - a10
-        d11 = tl.load(p + (ti + tj + tk), mask=some, other=0).to(tl.float32) - a11
-        s00, s10 = a00 + w * d00, a10 + w * d10
-        e0, e1 = a01 + w * d01 - s00, a11 + w * d11 - s10
-        s0 = s00 + v * e0
-        slope = s10 + v * e1 - s0
-        difference = s0 + u * slope - tl.load(fixed + (own + lanes), mask=some, other=0).to(tl.float32)
-        q0, q1 = d00 + v * (d01 - d00), d10 + v * (d11 - d10)
-        ga += difference * slope
-        gb += difference * (e0 + u * (e1 - e0))
-        gc += difference * (q0 + u * (q1 - q0))
+    rows, own, lane = (at.to(tl.int64) * C)[:, None], (here.to(tl.int64) * C)[:, None], tl.arange(0, W)[None, :]
+    if C <= 32:
+        for first in tl.static_range(0, C, W):
+            some = (live[:, None] & (first + lane < C)) if C % W != 0 else live[:, None]
+            da, db, dc = _slopes_of(moving + (rows + (first + lane)), fixed + (own + (first + lane)), ti, tj, tk, u, v, w, some)
+            ga, gb, gc = ga + da, gb + db, gc + dc
+    else:  # a loop, for code that is written out would take minutes to compile
+        for first in range(0, C, W):
+            some = live[:, None] & (first + lane < C)
+            da, db, dc = _slopes_of(moving + (rows + (first + lane)), fixed + (own + (first + lane)), ti, tj, tk, u, v, w, some)
+            ga, gb, gc = ga + da, gb + db, gc + dc
     return tl.sum(ga, 1), tl.sum(gb, 1), tl.sum(gc, 1)
 
 

@@ -9,7 +9,7 @@ from nnssl_reg.geometry.lattice_triton import along_axis, interpolated, mapped, 
 from nnssl_reg.geometry.triton_devices import chosen, held
 
 BLOCK_FEATURES = 1024  # features, of all the blocks of cells together, that one program sums
-BLOCK_CANDIDATES = 128
+BLOCK_CANDIDATES = 256
 BLOCK_BOX = 256
 
 
@@ -132,12 +132,12 @@ def block_means(cells, matrix: np.ndarray, field, factor, radius) -> tuple[torch
 def cost_volume(fixed, moving, valid, counts, offsets, passes: int) -> torch.Tensor:
     """See kernels_torch.cost_volume; offsets (K) int32: of the displacements in moving's flat cells."""
     shape, channels, candidates = fixed.shape[:3], fixed.shape[3], len(offsets)
-    out = torch.empty(*shape, candidates, device=fixed.device)
+    out, lanes = torch.empty(*shape, candidates, device=fixed.device), triton.next_power_of_2(channels)
     with chosen(fixed.device):
         _differences[(shape[0] * shape[1] * shape[2],)](
             fixed.contiguous(), moving.contiguous(), *(t.contiguous().view(torch.uint8) for t in (valid, counts)), offsets,
-            out, *shape[1:], *moving.shape[1:3], candidates, C=channels, CP=triton.next_power_of_2(channels),
-            BLOCK=BLOCK_CANDIDATES,
+            out, *shape[1:], *moving.shape[1:3], candidates, C=channels, CP=lanes,
+            BLOCK=max(4, min(2 * BLOCK_FEATURES // lanes, BLOCK_CANDIDATES // 2)),
         )  # fmt: skip
         for axis in range(3):
             lines, inner = out.numel() // shape[axis], out.stride(axis)
@@ -152,6 +152,6 @@ def coupled_argmin(cost, displacements, field, weight: float) -> torch.Tensor:
     out, cells = torch.empty_like(field), field[0].numel()
     with chosen(field.device):
         _coupled_argmin[(cells,)](
-            cost.contiguous(), steps, field, out, float(weight), cells, len(displacements), BLOCK=BLOCK_CANDIDATES * 2
+            cost.contiguous(), steps, field, out, float(weight), cells, len(displacements), BLOCK=BLOCK_CANDIDATES
         )
     return out

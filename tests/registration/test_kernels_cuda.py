@@ -73,7 +73,7 @@ def test_kernels_of_triton_are_only_loaded_for_devices_that_run_them():
 
 @pytest.mark.gpu
 @pytest.mark.parametrize(("fixed_shape", "moving_shape"), SHAPES)
-@pytest.mark.parametrize("channels", [1, 12, 13, 20])
+@pytest.mark.parametrize("channels", [1, 12, 13, 20, 36])
 @pytest.mark.parametrize("masked", [False, True])
 def test_the_energy_gradient_is_the_plain_one(device, kernels, fixed_shape, moving_shape, channels, masked):
     masks = [some(*shape, seed=5) if masked else None for shape in (fixed_shape, moving_shape)]
@@ -145,7 +145,9 @@ def test_block_means_are_the_plain_ones(device, kernels, factor, channels, maske
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize(("radius", "channels", "passes"), [((1, 1, 1), 7, 0), ((1, 1, 3), 12, 2), ((1, 1, 1), 1, 2)])
+@pytest.mark.parametrize(
+    ("radius", "channels", "passes"), [((1, 1, 1), 7, 0), ((1, 1, 3), 12, 2), ((1, 1, 1), 1, 2), ((1, 1, 1), 100, 0)]
+)
 def test_the_cost_volume_is_the_plain_one(device, kernels, radius, channels, passes):
     padded = tuple(n + 2 * r for n, r in zip((2, 2, 3), radius))
     fixed, moving = normal(2, 2, 3, channels), normal(*padded, channels, seed=1)
