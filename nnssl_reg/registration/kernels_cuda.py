@@ -18,10 +18,14 @@ _FEW = 3  # steps that are quicker done than captured
 
 
 def packed(values, middle, unit: float, mask) -> torch.Tensor:
-    """See kernels_torch.packed; 16-bit integers."""
+    """See kernels_torch.packed; 16-bit integers, and features of 0 up to a multiple of those that a thread loads at once."""
     values = values.sub(middle.view(-1, 1, 1, 1)).div_(unit).round_()
     values = values if mask is None else values.mul_(mask)
-    return values.to(torch.int16).permute(1, 2, 3, 0).contiguous()
+    channels, together = len(values), adam_triton.TOGETHER
+    padded = channels if channels < together else -(-channels // together) * together
+    out = torch.zeros(*values.shape[1:], padded, dtype=torch.int16, device=values.device)
+    out[..., :channels] = values.permute(1, 2, 3, 0)
+    return out
 
 
 def energy_gradient(fixed: Cells, moving: Cells, field, matrix, weights, out=None) -> torch.Tensor:
