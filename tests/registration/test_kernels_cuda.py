@@ -26,8 +26,8 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 # a moving lattice turned, finer along one axis and coarser along another; many positions fall outside
 MATRIX = np.array([[1.3, 0.2, -0.1, -1.0], [-0.2, 0.6, 0.1, 1.5], [0.1, -0.1, 0.9, 0.4]])
 SHAPES = [
-    ((5, 6, 7), (6, 5, 8), False),
-    ((5, 6, 7), (6, 5, 8), True),
+    ((5, 4, 6), (6, 5, 8), False),
+    ((5, 4, 6), (6, 5, 8), True),
     ((4, 1, 5), (3, 4, 1), True),
     ((1, 1, 1), (2, 2, 2), False),
 ]
@@ -93,7 +93,7 @@ def test_the_energy_gradient_is_the_plain_one(device, kernels, fixed_shape, movi
 @pytest.mark.gpu
 @pytest.mark.parametrize("channels", [1, 12, 13])
 def test_the_energy_gradient_of_packed_features_is_the_plain_one(device, kernels, channels):
-    shapes, field = ((5, 6, 7), (6, 5, 8)), normal(3, 5, 6, 7, seed=2)
+    shapes, field = ((5, 4, 6), (6, 5, 8)), normal(3, 5, 4, 6, seed=2)
     plain, ours, middle = [], [], torch.linspace(-1, 1, channels)
     for seed, shape in enumerate(shapes):
         values = normal(channels, *shape, seed=seed)
@@ -120,7 +120,7 @@ def test_smoothing_is_the_plain_one(device, kernels, shape, passes):
 @pytest.mark.gpu
 @pytest.mark.parametrize("passes", [0, 3])
 def test_repeated_adam_steps_are_the_plain_ones(device, kernels, passes):
-    start, slope = normal(3, 7, 5, 4), normal(3, 7, 5, 4, seed=1)
+    start, slope = normal(3, 7, 5, 3), normal(3, 7, 5, 3, seed=1)
 
     def descended(module, on) -> torch.Tensor:
         field, moments = start.clone().to(on), torch.zeros(2, *start.shape, device=on)
@@ -146,14 +146,14 @@ def test_a_field_is_refined_as_by_the_plain_steps(device, kernels):
         for seed, shape in enumerate(shapes):
             values = normal(5, *shape, seed=seed).to(on)
             cells.append(Cells(module.packed(values, torch.zeros(5, device=on), 1e-3, None), 1e-3))
-        return optimise(*cells, MATRIX, start.to(on), WEIGHTS.to(on), 6, 0.1, 2, module).cpu()
+        return optimise(*cells, MATRIX, start.to(on), WEIGHTS.to(on), 5, 0.1, 2, module).cpu()
 
     plain = refined(kernels_torch, torch.device("cpu"))
     assert (refined(kernels, device) - plain).abs().max() < 0.02 < (plain - start).abs().max()
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize(("factor", "channels", "masked"), [((1, 1, 1), 4, False), ((2, 3, 1), 12, True), ((1, 1, 1), 1, True)])
+@pytest.mark.parametrize(("factor", "channels", "masked"), [((1, 1, 1), 4, False), ((2, 2, 1), 12, True), ((1, 1, 1), 1, True)])
 def test_block_means_are_the_plain_ones(device, kernels, factor, channels, masked):
     mask = torch.ones(6, 5, 8, dtype=torch.bool) if masked else None
     if masked:
@@ -233,7 +233,7 @@ def test_the_search_for_folds_is_the_plain_one(device, kernels, shape):
 def test_mind_on_cells_is_the_mean_of_mind(device, kernels, radius, dilation, noise, stride):
     from nnssl_reg.features import mind_triton
 
-    image = 100 + 30 * normal(5, 6, 4)
+    image = 100 + 30 * normal(4, 6, 4)
     plain = F.avg_pool3d(mind_ssc(image, radius, dilation, noise)[None], stride, stride=stride)[0]
     found = mind_triton.mind_cells(image.to(device), radius, dilation, noise, stride)
     assert len(found) == len(PAIRS) and torch.allclose(found.cpu(), plain, atol=1e-4)
