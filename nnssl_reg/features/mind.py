@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from nnssl_reg.features.mind_cpu import mind_cells
 from nnssl_reg.geometry.grid import Grid
 from nnssl_reg.geometry.image import FeatureMap
+from nnssl_reg.geometry.triton_devices import runs_triton
 
 _NEIGHBOURS = [(-1, 0, 0), (1, 0, 0), (0, -1, 0), (0, 1, 0), (0, 0, -1), (0, 0, 1)]
 # the twelve pairs of neighbours that are not opposite each other
@@ -45,6 +46,10 @@ def mind_features(image: torch.Tensor, grid: Grid, scales, noise: float, stride)
     if image.device.type == "cpu":
         values = image.float().contiguous().numpy()
         pooled = [torch.from_numpy(mind_cells(values, PAIRS, *scale, noise, stride)) for scale in scales]
+    elif runs_triton(image.device):
+        from nnssl_reg.features import mind_triton
+
+        pooled = [mind_triton.mind_cells(image.float(), *scale, noise, stride) for scale in scales]
     else:
         pooled = [F.avg_pool3d(mind_ssc(image, *scale, noise)[None], stride, stride=stride)[0] for scale in scales]
     return FeatureMap(torch.cat(pooled), grid.coarsened(stride))

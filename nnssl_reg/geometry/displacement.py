@@ -10,6 +10,7 @@ from nnssl_reg.geometry.image import Image
 from nnssl_reg.geometry.lattice_cpu import invert_lattice, jacobian_lattice
 from nnssl_reg.geometry.sampling import sample_displaced, sample_grid, sample_points, slabs, to_voxels, warp_nearest
 from nnssl_reg.geometry.threads import on_threads
+from nnssl_reg.geometry.triton_devices import runs_triton
 
 _INVERTED_MM = 1e-3  # an inverse that misses by less is done; float32 positions are good to some 1e-4
 
@@ -62,12 +63,16 @@ class DisplacementField:
         overshoot are halved, which stronger fields need. A fold has no inverse.
         """
         vectors = torch.empty(3, *grid.shape, dtype=self.vectors_mm.dtype, device=self.vectors_mm.device)
+        way, enough = (np.linalg.inv(self.grid.affine), np.array(grid.affine), self._way_back()), _INVERTED_MM / 10
         if vectors.device.type == "cpu":
-            to_index = np.linalg.inv(self.grid.affine)
             own, out = self.vectors_mm.contiguous().numpy(), vectors.numpy()
-            way, enough = (to_index, np.array(grid.affine), self._way_back()), _INVERTED_MM / 10
             on_threads(invert_lattice, grid.shape[0], own, *way, enough, iterations, out)
             return DisplacementField(vectors, grid)
+        if runs_triton(vectors.device) and vectors.dtype == torch.float32:
+            from nnssl_reg.geometry import inverse_triton
+
+            found = inverse_triton.invert_lattice(self.vectors_mm, *way, enough, iterations, grid.shape)
+            return DisplacementField(found, grid)
         for start, stop in slabs(grid.shape):
             points = grid.points_mm(start, stop, vectors.device)
             vectors[:, start:stop] = self._inverse_of(points, iterations) - points

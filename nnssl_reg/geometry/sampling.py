@@ -11,6 +11,7 @@ from nnssl_reg.geometry.grid import Grid
 from nnssl_reg.geometry.image import Image
 from nnssl_reg.geometry.lattice_cpu import warp_lattice, warp_lattice_nearest
 from nnssl_reg.geometry.threads import on_threads
+from nnssl_reg.geometry.triton_devices import runs_triton
 
 _MODES = {"linear": "bilinear", "nearest": "nearest"}  # torch says bilinear for trilinear too
 
@@ -51,6 +52,10 @@ def sample_points(values: torch.Tensor, grid: Grid, points_mm: torch.Tensor, mod
 
 def sample_grid(values: torch.Tensor, grid: Grid, target: Grid, fill: float | None = None) -> torch.Tensor:
     """Values (C, X, Y, Z) on grid at the voxels of another grid, linearly -> (C, *target.shape); outside as sample_points."""
+    if runs_triton(values.device) and values.dtype == torch.float32:
+        from nnssl_reg.geometry import lattice_triton
+
+        return lattice_triton.warp_lattice(values, None, *_linear_and_matrix(target, grid), fill, target.shape)
     out = torch.empty(values.shape[0], *target.shape, dtype=values.dtype, device=values.device)
     if values.device.type == "cpu" and values.dtype == torch.float32:
         nowhere, fills = np.empty((3, 0, 0, 0), np.float32), np.full(len(out), np.nan if fill is None else fill, np.float32)
@@ -65,6 +70,10 @@ def sample_grid(values: torch.Tensor, grid: Grid, target: Grid, fill: float | No
 def sample_displaced(values: torch.Tensor, grid: Grid, vectors_mm: torch.Tensor, target: Grid,
                      fill: float | None = None) -> torch.Tensor:  # fmt: skip
     """As sample_grid at the voxels of target moved by vectors_mm (3, *target.shape), on the same device."""
+    if runs_triton(values.device) and values.dtype == vectors_mm.dtype == torch.float32:
+        from nnssl_reg.geometry import lattice_triton
+
+        return lattice_triton.warp_lattice(values, vectors_mm, *_linear_and_matrix(target, grid), fill, target.shape)
     out = torch.empty(values.shape[0], *target.shape, dtype=values.dtype, device=values.device)
     if values.device.type == "cpu" and values.dtype == vectors_mm.dtype == torch.float32:
         fills = np.full(len(out), np.nan if fill is None else fill, np.float32)

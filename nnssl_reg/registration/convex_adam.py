@@ -10,6 +10,7 @@ from nnssl_reg.geometry.affine import AffineTransform
 from nnssl_reg.geometry.displacement import DisplacementField
 from nnssl_reg.geometry.grid import Grid
 from nnssl_reg.geometry.image import FeatureMap
+from nnssl_reg.geometry.triton_devices import runs_triton
 from nnssl_reg.registration import kernels_cpu, kernels_torch
 from nnssl_reg.registration.cells import Cells, comparable_cells
 from nnssl_reg.registration.coupled_convex import search
@@ -142,7 +143,11 @@ def _in_cells(field: DisplacementField) -> torch.Tensor:
 
 
 def kernels_for(device: torch.device) -> ModuleType:
-    """The kernels that run on a device: compiled ones on the CPU, torch elsewhere."""
+    """The kernels that run on a device: compiled ones on the CPU and on CUDA devices, torch elsewhere."""
+    if runs_triton(device):
+        from nnssl_reg.registration import kernels_cuda
+
+        return kernels_cuda
     return kernels_cpu if device.type == "cpu" else kernels_torch
 
 

@@ -16,10 +16,13 @@ def optimise(fixed: Cells, moving: Cells, matrix, field, weights, iterations, le
     moments = torch.zeros(2, *parameter.shape, device=field.device)
     # the same memory in all steps: fresh pages of a large field cost a quarter of the time
     smooth, gradient = torch.empty_like(parameter), torch.empty_like(parameter)
-    for step in range(1, iterations + 1):
-        kernels.smooth(parameter, smoothing_passes, smooth)
-        # weights / 3: the regulariser is a mean over components too
-        kernels.energy_gradient(fixed, moving, smooth, matrix, weights / 3, gradient)
+    weights = weights / 3  # the regulariser is a mean over components too
+
+    def take(step) -> None:
+        kernels.smooth(parameter, smoothing_passes, smooth, gradient)
+        kernels.energy_gradient(fixed, moving, smooth, matrix, weights, gradient)
         # the box filters are their own adjoint
-        kernels.smooth_adam_step(parameter, gradient, moments, smoothing_passes, learning_rate, step)
-    return kernels.smooth(parameter, smoothing_passes, smooth)
+        kernels.smooth_adam_step(parameter, gradient, moments, smoothing_passes, learning_rate, step, smooth)
+
+    kernels.repeat(take, iterations, field.device)
+    return kernels.smooth(parameter, smoothing_passes, smooth, gradient)

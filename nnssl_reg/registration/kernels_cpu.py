@@ -10,7 +10,10 @@ from nnssl_reg.geometry.filters_cpu import convolve
 from nnssl_reg.geometry.threads import compiled, on_threads
 from nnssl_reg.registration import adam_cpu, search_cpu
 from nnssl_reg.registration.cells import Cells
-from nnssl_reg.registration.kernels_torch import displacements
+from nnssl_reg.registration.kernels_torch import displacements, repeat
+
+__all__ = ["block_means", "cost_volume", "coupled_argmin", "energy_gradient", "packed", "repeat", "smallest_unit", "smooth",
+           "smooth_adam_step"]  # fmt: skip
 
 LARGEST = 32767  # of a 16-bit integer
 _NO_MASK = np.empty(0, np.bool_)
@@ -72,14 +75,14 @@ def _readable_beyond(values: torch.Tensor) -> torch.Tensor:
     return _with_slack(values, values.shape).copy_(values)
 
 
-def smooth(values, passes: int, out=None) -> torch.Tensor:
+def smooth(values, passes: int, out=None, scratch=None) -> torch.Tensor:
     """See kernels_torch.smooth."""
     out = torch.empty_like(values, memory_format=torch.contiguous_format) if out is None else out
     _smooth_sweep(values.contiguous(), passes, out, torch.empty(0), _NO_ADAM)
     return out
 
 
-def smooth_adam_step(parameter, gradient, moments, passes: int, rate: float, step: int) -> None:
+def smooth_adam_step(parameter, gradient, moments, passes: int, rate: float, step: int, scratch=None) -> None:
     """See kernels_torch.smooth_adam_step."""
     adam = np.array([rate, 1 - 0.9**step, 1 - 0.999**step], np.float32)
     _smooth_sweep(gradient, passes, parameter, moments, adam)
@@ -107,7 +110,7 @@ def cost_volume(fixed, moving, valid, counts, radius, passes: int) -> torch.Tens
     out = torch.empty(nx, ny, nz, candidates)
     on_threads(search_cpu.cost_volume, nx, *(t.numpy() for t in (fixed, moving, valid, counts, offsets, out)))
     for axis in range(3):
-        convolve(out.numpy(), axis, _taps(passes), True)
+        convolve(out.numpy(), axis, box_taps(passes), True)
     return out
 
 
@@ -122,7 +125,7 @@ def coupled_argmin(cost, displacements, field, weight: float) -> torch.Tensor:
 
 
 def _smooth_sweep(values: torch.Tensor, passes: int, out, moments, adam) -> None:
-    taps = np.pad(_taps(passes), max(0, 3 - passes))  # the usual number of them, for every other one is compiled anew
+    taps = np.pad(box_taps(passes), max(0, 3 - passes))  # the usual number of them, for every other one is compiled anew
     shape = tuple(values.shape[1:])
     flat = [t.view(-1).numpy() for t in (values, out, moments)]
     on_threads(adam_cpu.smooth_sweep, len(values) * shape[0], flat[0], shape, tuple(taps), flat[1], flat[2], adam)
@@ -132,7 +135,7 @@ _NO_ADAM = np.empty(0, np.float32)
 
 
 @cache
-def _taps(passes: int) -> np.ndarray:
+def box_taps(passes: int) -> np.ndarray:
     """The filter that `passes` box filters of 3 cells make together."""
     taps = np.ones(1)
     for _ in range(passes):

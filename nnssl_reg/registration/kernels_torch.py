@@ -3,6 +3,7 @@
 Features are channels last, (X, Y, Z, C); displacements are (3, X, Y, Z) in cells of the fixed lattice.
 """
 
+from collections.abc import Callable
 from itertools import product
 
 import torch
@@ -64,10 +65,10 @@ def all_within(mask: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
     return sample_voxels(mask[None].float(), position)[0] > 1 - 1e-4
 
 
-def smooth(values, passes: int, out=None) -> torch.Tensor:
+def smooth(values, passes: int, out=None, scratch=None) -> torch.Tensor:
     """`passes` box filters of 3 cells per axis on (K, X, Y, Z), edges replicated: constants stay, its own adjoint.
 
-    out: another contiguous tensor to put it in.
+    out: another contiguous tensor to put it in; scratch: a third one, which may be overwritten.
     """
     values = values[:, None]
     for _ in range(passes):
@@ -76,16 +77,23 @@ def smooth(values, passes: int, out=None) -> torch.Tensor:
     return out.copy_(values[:, 0])
 
 
-def smooth_adam_step(parameter, gradient, moments, passes: int, rate: float, step: int) -> None:
+def smooth_adam_step(parameter, gradient, moments, passes: int, rate: float, step: int, scratch=None) -> None:
     """One Adam step in place by the gradient smoothed as in `smooth` (Kingma & Ba 2015; beta 0.9, 0.999, epsilon 1e-8).
 
-    moments: the running first and second, changed in place; step counts from 1.
+    moments: the running first and second, changed in place; step counts from 1. The gradient may be overwritten, and scratch,
+    another contiguous tensor.
     """
     first, second = moments
     gradient = smooth(gradient, passes)
     first.mul_(0.9).add_(gradient, alpha=0.1)
     second.mul_(0.999).addcmul_(gradient, gradient, value=0.001)
     parameter.sub_(rate * (first / (1 - 0.9**step)) / ((second / (1 - 0.999**step)).sqrt() + 1e-8))
+
+
+def repeat(step: Callable, times: int, device: torch.device) -> None:
+    """Call step(n) for n = 1 ... times; it works on tensors of device, in place."""
+    for number in range(1, times + 1):
+        step(number)
 
 
 def block_means(cells: Cells, matrix, field, factor, radius) -> tuple[torch.Tensor, torch.Tensor]:

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from nnssl_reg.geometry.threads import on_threads
+from nnssl_reg.geometry.triton_devices import runs_triton
 from nnssl_reg.registration.unfolding_cpu import folded_rows
 
 LEAST_JACOBIAN = 0.05  # of volume a cell must keep; a little above 0, because the field is interpolated afterwards
@@ -34,6 +35,10 @@ def folded_cells(field: torch.Tensor, least: float = LEAST_JACOBIAN) -> torch.Te
         out = torch.empty(field.shape[1:], dtype=torch.bool)
         on_threads(folded_rows, len(out), field.contiguous().numpy(), np.float32(least), out.numpy())
         return out
+    if runs_triton(field.device) and field.dtype == torch.float32:
+        from nnssl_reg.registration import unfolding_triton
+
+        return unfolding_triton.folded_cells(field, least)
     return folded_cells_torch(field, least)
 
 

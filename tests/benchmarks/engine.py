@@ -3,9 +3,13 @@
     python tests/benchmarks/engine.py                        # ours alone, 96 to 256 voxels
     python tests/benchmarks/engine.py --peer PYTHON          # and the peer, run by a Python that has convexAdam installed
     python tests/benchmarks/engine.py --roofline             # one Adam step beside what the machine could do at best
+    python tests/benchmarks/engine.py --device cuda          # on a GPU, with --peer PYTHON and --shape X Y Z as on the CPU
 
 Every measurement is a process of its own, ours and the peer's take turns, medians are printed. "before" is what the process
 held with libraries and volumes loaded and a small volume registered; "peak" the most it ever held.
+With --device cuda a process registers the volumes themselves once (compiled code, caches), then for the clock as often as
+--repeats says, from arrays in the computer's memory to a field there; the clock runs until the GPU has nothing left to do.
+"peak" is then the most that torch had allocated on the GPU (max_memory_allocated), and the peer uses its own float16.
 Both register the same two volumes: noise smoothed to structures of some voxels, and the same moved by a known smooth field.
 """
 
@@ -36,7 +40,7 @@ def volumes(shape, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return map_coordinates(moving, index + field, order=1, mode="nearest"), moving, field
 
 
-def ours(fixed: np.ndarray, moving: np.ndarray) -> np.ndarray:
+def ours(fixed: np.ndarray, moving: np.ndarray, device: str) -> np.ndarray:
     """The field in voxels (3, X, Y, Z), with convexAdam's default settings."""
     import torch
 
@@ -46,18 +50,19 @@ def ours(fixed: np.ndarray, moving: np.ndarray) -> np.ndarray:
     from nnssl_reg.registration.convex_adam import convex_adam
 
     grid = Grid(fixed.shape, np.eye(4))
-    maps = [mind_features(torch.from_numpy(v), grid, ((1, 2),), 0.0, (2, 2, 2)) for v in (fixed, moving)]
+    maps = [mind_features(torch.from_numpy(v).to(device), grid, ((1, 2),), 0.0, (2, 2, 2)) for v in (fixed, moving)]
     field = convex_adam(*maps, initial=AffineTransform.identity(), coarse_spacing_mm=6.0, search_radius_mm=24.0, rounds=1,
                         iterations=80, learning_rate=1.0, smoothness=1.25, smoothing_passes=3)  # fmt: skip
-    return field.on(grid).vectors_mm.numpy()
+    return field.on(grid).vectors_mm.cpu().numpy()
 
 
-def peer(fixed: np.ndarray, moving: np.ndarray) -> np.ndarray:
+def peer(fixed: np.ndarray, moving: np.ndarray, device: str) -> np.ndarray:
     """The field in voxels (3, X, Y, Z) of convexAdam with its defaults."""
     import torch
     from convexAdam.convex_adam_MIND import convex_adam_pt
 
-    field = convex_adam_pt(torch.from_numpy(fixed), torch.from_numpy(moving), dtype=torch.float32, device=torch.device("cpu"))
+    settings = {"dtype": torch.float32 if device == "cpu" else torch.float16, "device": torch.device(device)}
+    field = convex_adam_pt(torch.from_numpy(fixed), torch.from_numpy(moving), **settings)
     return np.moveaxis(np.asarray(field, dtype=np.float32), -1, 0)
 
 
@@ -67,14 +72,34 @@ METHODS = {"nnssl_reg": ours, "convexAdam": peer}
 def measure(method: str, data: Path, out: Path) -> None:
     """Register once on a small volume (imports, compiled code), then once for the clock; the figures to standard output."""
     loaded = np.load(data)
-    METHODS[method](*(loaded[k][:48, :48, :48].copy() for k in ("fixed", "moving")))
+    METHODS[method](*(loaded[k][:48, :48, :48].copy() for k in ("fixed", "moving")), "cpu")
     fixed, moving = loaded["fixed"], loaded["moving"]
     before = _peak_gb()
     started = time.perf_counter()
-    field = METHODS[method](fixed, moving)
+    field = METHODS[method](fixed, moving, "cpu")
     seconds = time.perf_counter() - started
     np.save(out, field.astype(np.float16))
-    print(json.dumps({"seconds": seconds, "before_gb": before, "peak_gb": _peak_gb()}))
+    print(json.dumps([{"seconds": seconds, "before_gb": before, "peak_gb": _peak_gb()}]))
+
+
+def measure_on_gpu(method: str, data: Path, out: Path, repeats: int) -> None:
+    """Register once, then `repeats` times for the clock; the figures of each to standard output."""
+    import torch
+
+    loaded, rows = np.load(data), []
+    fixed, moving = loaded["fixed"], loaded["moving"]
+    METHODS[method](fixed, moving, "cuda")
+    for _ in range(repeats):
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated() / 2**30
+        started = time.perf_counter()
+        field = METHODS[method](fixed, moving, "cuda")
+        torch.cuda.synchronize()
+        seconds = time.perf_counter() - started
+        rows.append({"seconds": seconds, "before_gb": before, "peak_gb": torch.cuda.max_memory_allocated() / 2**30})
+    np.save(out, field.astype(np.float16))
+    print(json.dumps(rows))
 
 
 def _peak_gb() -> float:
@@ -83,25 +108,34 @@ def _peak_gb() -> float:
     return int(status.split("VmHWM:")[1].split()[0]) / 2**20
 
 
-def run(python: str, method: str, data: Path, out: Path) -> dict:
-    """One measurement in a process of its own."""
-    command = [python, __file__, "--measure", method, str(data), str(out)]
+def run(python: str, method: str, data: Path, out: Path, device: str, repeats: int) -> list[dict]:
+    """Measurements in a process of its own: one on the CPU, `repeats` on a GPU."""
+    command = [python, __file__, "--measure", method, str(data), str(out), "--device", device, "--repeats", str(repeats)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{method} failed:\n{done.stderr[-2000:]}")
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def compare(shape, pythons: dict[str, str], repeats: int) -> None:
-    """Measure all methods on one volume, in turns, and print a row for each."""
-    with tempfile.TemporaryDirectory() as folder:
-        data = Path(folder) / "volumes.npz"
+def kept_volumes(shape, folder: Path) -> Path:
+    """The file of `volumes` in a folder, made where it is not there yet."""
+    data = folder / f"volumes_{'x'.join(map(str, shape))}.npz"
+    if not data.exists():
         fixed, moving, truth = volumes(shape)
-        np.savez(data, fixed=fixed, moving=moving)
-        rows = {method: [] for method in pythons}
-        for _ in range(repeats):
+        part = data.with_suffix(".part.npz")
+        np.savez(part, fixed=fixed, moving=moving, truth=truth)
+        part.rename(data)
+    return data
+
+
+def compare(shape, pythons: dict[str, str], repeats: int, device: str, kept: Path | None) -> None:
+    """Measure all methods on one volume, on the CPU in turns, and print a row for each."""
+    with tempfile.TemporaryDirectory() as folder:
+        data = kept_volumes(shape, kept or Path(folder))
+        truth, rows = np.load(data)["truth"], {method: [] for method in pythons}
+        for _ in range(repeats if device == "cpu" else 1):
             for method, python in pythons.items():
-                rows[method].append(run(python, method, data, Path(folder) / f"{method}.npy"))
+                rows[method] += run(python, method, data, Path(folder) / f"{method}.npy", device, repeats)
         fields = {method: np.load(Path(folder) / f"{method}.npy").astype(np.float32) for method in pythons}
     inner = (slice(None), *(slice(n // 8, -n // 8) for n in shape))
     for method, measured in rows.items():
@@ -191,10 +225,13 @@ def main() -> None:
     parser.add_argument("--shape", nargs=3, type=int, action="append", metavar="N", help="may be given several times")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--roofline", action="store_true", help="only the parts of an Adam step and the machine's ceilings")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--volumes", type=Path, metavar="FOLDER", help="keep the volumes there, and use those already there")
     parser.add_argument("--measure", nargs=3, metavar=("METHOD", "DATA", "OUT"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.measure:
-        measure(args.measure[0], *map(Path, args.measure[1:]))
+        method, *paths = args.measure[0], *map(Path, args.measure[1:])
+        measure(method, *paths) if args.device == "cpu" else measure_on_gpu(method, *paths, args.repeats)
         return
     if args.roofline:
         roofline()
@@ -204,7 +241,7 @@ def main() -> None:
         "| voxels | method | s | before GB | peak GB | error mean, voxels | error 95 %, voxels |\n|---|---|---|---|---|---|---|"
     )
     for shape in args.shape or SHAPES:
-        compare(tuple(shape), pythons, args.repeats)
+        compare(tuple(shape), pythons, args.repeats, args.device, args.volumes)
 
 
 if __name__ == "__main__":
