@@ -30,7 +30,7 @@ from nnssl_reg.geometry.image import Image
 from nnssl_reg.imageio.case_store import CaseProperties, GridRecord, case_names, write_case
 from nnssl_reg.planning.estimates import training_flops
 from nnssl_reg.planning.fingerprint import case_fingerprint, merge
-from nnssl_reg.planning.memory import GB
+from nnssl_reg.planning.memory import GB, training_bytes
 from nnssl_reg.planning.planner import plan
 from nnssl_reg.planning.plans import Configuration
 from nnssl_reg.pretraining.case_groups import CaseGroup
@@ -160,11 +160,14 @@ def plain_steps(run: Run, state: TrainingState):
     """The same with finished views from reading processes."""
     settings, patch = run.configuration.pretraining, run.configuration.network.patch_size
     data = PlainViews(run.window_request, settings)
-    loader = iter(torch.utils.data.DataLoader(data, settings.batch_size, num_workers=settings.workers))
+    # one sample at a time, so that the processes work on one batch together and finish in turns
+    ahead = {"prefetch_factor": 1} if settings.workers else {}
+    loader = iter(torch.utils.data.DataLoader(data, None, num_workers=settings.workers, **ahead))
     generator = torch.Generator().manual_seed(0)
     while True:
         began = time.perf_counter()
-        teacher, student = next(loader)
+        pairs = [next(loader) for _ in range(settings.batch_size)]
+        teacher, student = (torch.stack(views) for views in zip(*pairs))
         waited = time.perf_counter() - began
         masks = draw_masks(settings.batch_size, settings, patch, generator).to(run.device)
         learn(run, state, Views(teacher.to(run.device), student.to(run.device), masks, masks))
@@ -208,6 +211,7 @@ def measure(args: argparse.Namespace, loop: str, crop: int, folder: Path) -> dic
         "waiting": sum(waited) / seconds,
         "of_peak": training_flops(one_step) * len(waited) / seconds / peak_flops(device) if gpu else math.nan,
         "gb": torch.cuda.max_memory_allocated(device) / GB if gpu else math.nan,
+        "predicted": training_bytes(configuration.network, configuration.pretraining, "bfloat16") / GB if gpu else math.nan,
     }
 
 
@@ -232,9 +236,9 @@ def compare(args: argparse.Namespace, crop: int) -> None:
     middle = {loop: {key: statistics.median(row[key] for row in found) for key in found[0]} for loop, found in rows.items()}
     for loop, row in middle.items():
         print(f"| {crop}^3 | {loop} | {row['samples_per_second']:.3g} | {row['waiting']:.0%} | {row['of_peak']:.0%} | "
-              f"{row['gb']:.1f} |".replace("nan%", "-").replace("nan", "-"), flush=True)  # fmt: skip
+              f"{row['gb']:.1f} | {row['predicted']:.1f} |".replace("nan%", "-").replace("nan", "-"), flush=True)  # fmt: skip
     ratio = middle["nnssl_reg"]["samples_per_second"] / middle["plain loop"]["samples_per_second"]
-    print(f"|  | {ratio:.2f} times the plain loop's samples/s | | | | |", flush=True)
+    print(f"|  | {ratio:.2f} times the plain loop's samples/s | | | | | |", flush=True)
 
 
 def main() -> None:
@@ -257,7 +261,9 @@ def main() -> None:
     if args.measure:
         print(json.dumps(measure(args, args.measure[0], int(args.measure[1]), Path(args.measure[2]))))
         return
-    print("| crop | loop | samples/s | waiting for data | of the bf16 peak | GPU memory, GB |\n|---|---|---|---|---|---|")
+    print(
+        "| crop | loop | samples/s | waiting for data | of the bf16 peak | GPU memory, GB | predicted |\n|---|---|---|---|---|---|---|"
+    )
     for crop in args.crop or ([64, 128] if gpu else [32]):
         compare(args, crop)
 
