@@ -261,9 +261,8 @@ def main() -> None:
     if args.measure:
         print(json.dumps(measure(args, args.measure[0], int(args.measure[1]), Path(args.measure[2]))))
         return
-    print(
-        "| crop | loop | samples/s | waiting for data | of the bf16 peak | GPU memory, GB | predicted |\n|---|---|---|---|---|---|---|"
-    )
+    columns = ("crop", "loop", "samples/s", "waiting for data", "of the bf16 peak", "GPU memory, GB", "predicted")
+    print(f"| {' | '.join(columns)} |", "|---" * len(columns) + "|", sep="\n")
     for crop in args.crop or ([64, 128] if gpu else [32]):
         compare(args, crop)
 
