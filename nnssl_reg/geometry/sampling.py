@@ -105,6 +105,8 @@ def warp_nearest(labels: np.ndarray, grid: Grid, vectors_mm: torch.Tensor, targe
 def _linear_and_matrix(target: Grid, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
     """mm -> voxels of target (3, 3), and voxels of target -> voxels of grid (3, 4), float32."""
     linear = np.linalg.inv(target.affine[:3, :3]).astype(np.float32)
+    if target is grid:  # small fields are sampled so often on their own grid that the time for a matrix counts
+        return linear, np.eye(3, 4, dtype=np.float32)
     return linear, (np.linalg.inv(grid.affine) @ target.affine)[:3].astype(np.float32)
 
 

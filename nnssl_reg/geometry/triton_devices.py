@@ -29,6 +29,6 @@ def held(numbers: np.ndarray, device: torch.device) -> torch.Tensor:
     return _held(numbers.dtype.str, np.ascontiguousarray(numbers).tobytes(), device)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=1024)  # many more than other threads ask for while a graph that reads some of them runs
 def _held(dtype: str, content: bytes, device: torch.device) -> torch.Tensor:
     return torch.from_numpy(np.frombuffer(content, dtype).copy()).to(device)

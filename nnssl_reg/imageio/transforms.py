@@ -7,6 +7,7 @@ import torch
 
 from nnssl_reg.geometry.affine import AffineTransform
 from nnssl_reg.geometry.displacement import DisplacementField
+from nnssl_reg.geometry.host_memory import on_host
 from nnssl_reg.imageio.affine_checks import grid_from_affine
 from nnssl_reg.imageio.itk_files import LPS_TO_RAS, itk_grid, set_itk_grid
 from nnssl_reg.imageio.json_files import atomic_path
@@ -23,7 +24,7 @@ def write_field(path: str | Path, field: DisplacementField) -> None:
     """Write a field as ITK's NIfTI: float32 (X, Y, Z, 1, 3), LPS mm, intent 1007, on the fixed image's grid."""
     path = Path(path)
     _check_ending(path, _FIELD_ENDINGS)
-    vectors = np.array(field.vectors_mm.detach().cpu().numpy(), dtype=np.float32)
+    vectors = np.array(on_host(field.vectors_mm), dtype=np.float32)
     vectors[:2] *= -1  # RAS -> LPS
     write_nifti(path, np.moveaxis(vectors, 0, -1)[:, :, :, None], field.grid.affine, intent_code=_VECTOR_INTENT)
 
@@ -53,7 +54,7 @@ def write_composite(path: str | Path, initial: AffineTransform, deformation: Dis
 
     path = Path(path)
     _check_ending(path, _COMPOSITE_ENDINGS)
-    vectors = np.moveaxis(deformation.vectors_mm.detach().cpu().numpy(), 0, -1).transpose(2, 1, 0, 3).astype(np.float64)
+    vectors = np.moveaxis(on_host(deformation.vectors_mm), 0, -1).transpose(2, 1, 0, 3).astype(np.float64)
     vectors[..., :2] *= -1  # RAS -> LPS
     image = sitk.GetImageFromArray(vectors, isVector=True)
     set_itk_grid(image, deformation.grid)

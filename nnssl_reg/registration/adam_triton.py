@@ -142,10 +142,11 @@ def smooth_sweeps(values, taps: np.ndarray, out, between, adam=None) -> None:
     _, nx, ny, nz = values.shape
     half, count = len(taps) // 2, values.numel()
     rate, moments, powers = (0.0, out, out) if adam is None else adam
+    taps = held(taps, values.device)
     with chosen(values.device):
         stages = ((values, between[0], nx, ny * nz), (between[0], between[1], ny, nz), (between[1], out, nz, 1))
         for axis, (source, target, n, inner) in enumerate(stages):
             _sweep[(triton.cdiv(count, BLOCK_SMOOTH),)](
-                source, held(taps, values.device), target, moments, powers, rate, count, n, inner,
+                source, taps, target, moments, powers, rate, count, n, inner,
                 HALF=half, FOLDS=half // n + 1, ADAM=adam is not None and axis == 2, BLOCK=BLOCK_SMOOTH,
             )  # fmt: skip

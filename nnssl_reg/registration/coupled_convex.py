@@ -47,9 +47,11 @@ def compose(step: torch.Tensor, field: torch.Tensor) -> torch.Tensor:
 
 def inverse_consistent(forward: torch.Tensor, backward: torch.Tensor) -> torch.Tensor:
     """The forward field moved to where forward and backward undo each other, (3, X, Y, Z) in blocks."""
+    blocks = Grid(tuple(forward.shape[1:]), np.eye(4))
     for _ in range(INVERSE_CONSISTENCY_ITERATIONS):
-        # compose(a, b) = a + b(x + a), so half of a - b(x + a) is a - compose(a, b) / 2
-        forward, backward = forward - compose(forward, backward) / 2, backward - compose(backward, forward) / 2
+        there = sample_displaced(forward, blocks, backward, blocks)
+        back = sample_displaced(backward, blocks, forward, blocks)
+        forward, backward = forward.sub(back).div_(2), backward.sub(there).div_(2)
     return forward
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from nnssl_reg.geometry.triton_devices import chosen
+from nnssl_reg.geometry.triton_devices import chosen, held
 from nnssl_reg.registration import adam_triton, search_triton
 from nnssl_reg.registration.cells import Cells
 from nnssl_reg.registration.kernels_cpu import box_taps, smallest_unit
@@ -99,7 +99,7 @@ def cost_volume(fixed, moving, valid, counts, radius, passes: int) -> torch.Tens
     """See kernels_torch.cost_volume."""
     steps = displacements(radius).numpy().astype(np.int32) + np.array(radius, np.int32)
     offsets = steps @ np.array([moving.shape[1] * moving.shape[2], moving.shape[2], 1], np.int32)
-    return search_triton.cost_volume(fixed, moving, valid, counts, torch.from_numpy(offsets).to(fixed.device), passes)
+    return search_triton.cost_volume(fixed, moving, valid, counts, held(offsets, fixed.device), passes)
 
 
 def coupled_argmin(cost, displacements, field, weight: float) -> torch.Tensor:

@@ -4,7 +4,7 @@ Features are channels last, (X, Y, Z, C); displacements are (3, X, Y, Z) in cell
 """
 
 from collections.abc import Callable
-from itertools import product
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -133,8 +133,13 @@ def cost_volume(fixed, moving, valid, counts, radius, passes: int) -> torch.Tens
 
 
 def displacements(radius, device="cpu") -> torch.Tensor:
-    """The K displacements of a cost volume, (K, 3) cells, the shortest first."""
-    steps = torch.tensor(list(product(*(range(-r, r + 1) for r in radius))), dtype=torch.float32)
+    """The K displacements of a cost volume, (K, 3) cells, the shortest first; not to be changed in place, as they are kept."""
+    return _displacements(tuple(radius), torch.device(device))
+
+
+@lru_cache(maxsize=16)
+def _displacements(radius: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    steps = torch.cartesian_prod(*(torch.arange(-r, r + 1, dtype=torch.float32) for r in radius))
     return steps[steps.square().sum(-1).argsort(stable=True)].to(device)
 
 

@@ -76,17 +76,20 @@ def _differences(fixed, moving, valid, counts, offsets, out, ny, nz, n1, n2, can
 
 @triton.jit(do_not_specialize=["lines", "n", "inner"])
 def _box(values, lines, n, inner, BLOCK: tl.constexpr):
-    """Means of three along an axis of n, in place: a thread walks along a line of the axis and keeps what it has replaced."""
+    """Means of three along an axis of n, in place: one thread walks along each line and keeps what it is about to replace.
+
+    No two lines share a cell, and a cell is read before anything that its new value depends on is written.
+    """
     line = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     live = line < lines
     p = values + (line // inner) * n * inner + line % inner
     here = tl.load(p, mask=live, other=0)
-    before = here
+    pair = here + here  # the last value and this one; a name `before` that takes over `here` would keep its first value
     for i in range(n):
         after = tl.load(p + tl.where(i + 1 < n, inner, 0), mask=live, other=0)
         after = tl.where(i + 1 < n, after, here)
-        tl.store(p, (before + here + after) * (1 / 3), mask=live)
-        before, here = here, after
+        tl.store(p, (pair + after) * (1 / 3), mask=live)
+        pair, here = here + after, after
         p += inner
 
 
@@ -99,17 +102,16 @@ def _coupled_argmin(cost, steps, field, out, weight, cells, candidates, BLOCK: t
     for first in range(0, candidates, BLOCK):
         k = first + tl.arange(0, BLOCK)
         some = k < candidates
-        da = tl.load(steps + k, mask=some, other=0) - a
-        db = tl.load(steps + candidates + k, mask=some, other=0) - b
-        dc = tl.load(steps + 2 * candidates + k, mask=some, other=0) - c
+        da = tl.load(steps + 3 * k, mask=some, other=0) - a
+        db = tl.load(steps + 3 * k + 1, mask=some, other=0) - b
+        dc = tl.load(steps + 3 * k + 2, mask=some, other=0) - c
         energy = tl.load(row + k, mask=some, other=float("inf")) + weight * (da * da + db * db + dc * dc)
         better = energy < least
         least, winner = tl.where(better, energy, least), tl.where(better, k, winner)
     best = tl.min(tl.where(least == tl.min(least, 0), winner, candidates), 0)  # of equals, the first
     best = tl.where(best < candidates, best, 0)
-    tl.store(out + cell, tl.load(steps + best))
-    tl.store(out + cells + cell, tl.load(steps + candidates + best))
-    tl.store(out + 2 * cells + cell, tl.load(steps + 2 * candidates + best))
+    for axis in tl.static_range(3):
+        tl.store(out + axis * cells + cell, tl.load(steps + 3 * best + axis))
 
 
 def block_means(cells, matrix: np.ndarray, field, factor, radius) -> tuple[torch.Tensor, torch.Tensor]:
@@ -148,10 +150,11 @@ def cost_volume(fixed, moving, valid, counts, offsets, passes: int) -> torch.Ten
 
 def coupled_argmin(cost, displacements, field, weight: float) -> torch.Tensor:
     """See kernels_torch.coupled_argmin."""
-    field, steps = field.contiguous(), displacements.T.contiguous()
+    field = field.contiguous()
     out, cells = torch.empty_like(field), field[0].numel()
     with chosen(field.device):
         _coupled_argmin[(cells,)](
-            cost.contiguous(), steps, field, out, float(weight), cells, len(displacements), BLOCK=BLOCK_CANDIDATES
-        )
+            cost.contiguous(), displacements.contiguous(), field, out, float(weight), cells, len(displacements),
+            BLOCK=BLOCK_CANDIDATES,
+        )  # fmt: skip
     return out

@@ -8,7 +8,8 @@
 Every measurement is a process of its own, ours and the peer's take turns, medians are printed. "before" is what the process
 held with libraries and volumes loaded and a small volume registered; "peak" the most it ever held.
 With --device cuda a process registers the volumes themselves once (compiled code, caches), then for the clock as often as
---repeats says, from arrays in the computer's memory to a field there; the clock runs until the GPU has nothing left to do.
+--repeats says, from arrays in the computer's memory to a field there: ours in pinned memory that the first registration took,
+the peer's as it returns it; the clock runs until the GPU has nothing left to do.
 "peak" is then the most that torch had allocated on the GPU (max_memory_allocated), and the peer uses its own float16.
 Both register the same two volumes: noise smoothed to structures of some voxels, and the same moved by a known smooth field.
 """
@@ -47,13 +48,14 @@ def ours(fixed: np.ndarray, moving: np.ndarray, device: str) -> np.ndarray:
     from nnssl_reg.features.mind import mind_features
     from nnssl_reg.geometry.affine import AffineTransform
     from nnssl_reg.geometry.grid import Grid
+    from nnssl_reg.geometry.host_memory import on_host
     from nnssl_reg.registration.convex_adam import convex_adam
 
     grid = Grid(fixed.shape, np.eye(4))
     maps = [mind_features(torch.from_numpy(v).to(device), grid, ((1, 2),), 0.0, (2, 2, 2)) for v in (fixed, moving)]
     field = convex_adam(*maps, initial=AffineTransform.identity(), coarse_spacing_mm=6.0, search_radius_mm=24.0, rounds=1,
                         iterations=80, learning_rate=1.0, smoothness=1.25, smoothing_passes=3)  # fmt: skip
-    return field.on(grid).vectors_mm.cpu().numpy()
+    return on_host(field.on(grid).vectors_mm)
 
 
 def peer(fixed: np.ndarray, moving: np.ndarray, device: str) -> np.ndarray:
@@ -86,10 +88,11 @@ def measure_on_gpu(method: str, data: Path, out: Path, repeats: int) -> None:
     """Register once, then `repeats` times for the clock; the figures of each to standard output."""
     import torch
 
-    loaded, rows = np.load(data), []
+    loaded, rows, field = np.load(data), [], None
     fixed, moving = loaded["fixed"], loaded["moving"]
     METHODS[method](fixed, moving, "cuda")
     for _ in range(repeats):
+        field = None  # its memory may serve the next
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated() / 2**30

@@ -170,9 +170,10 @@ def test_block_means_are_the_plain_ones(device, kernels, factor, channels, maske
     ("radius", "channels", "passes"), [((1, 1, 1), 7, 0), ((1, 1, 3), 12, 2), ((1, 1, 1), 1, 2), ((1, 1, 1), 100, 0)]
 )
 def test_the_cost_volume_is_the_plain_one(device, kernels, radius, channels, passes):
-    padded = tuple(n + 2 * r for n, r in zip((2, 2, 3), radius))
-    fixed, moving = normal(2, 2, 3, channels), normal(*padded, channels, seed=1)
-    valid, counts = torch.from_numpy(np.random.default_rng(0).random(padded) > 0.4), some(2, 2, 3)
+    shape = (4, 3, 5)  # long enough that smoothing meets cells that are not at an edge
+    padded = tuple(n + 2 * r for n, r in zip(shape, radius))
+    fixed, moving = normal(*shape, channels), normal(*padded, channels, seed=1)
+    valid, counts = torch.from_numpy(np.random.default_rng(0).random(padded) > 0.4), some(*shape)
     valid[:, :, : 2 * radius[2] + 1] = False  # cells without any valid candidate
     plain = kernels_torch.cost_volume(fixed, moving, valid, counts, radius, passes)
     found = kernels.cost_volume(*(t.to(device) for t in (fixed, moving, valid, counts)), radius, passes)
@@ -255,7 +256,7 @@ def test_a_registration_on_the_gpu_is_that_of_the_cpu(device, settings, textured
         fields.append(match.field.vectors_mm.cpu() / 2)
     assert kernels_for(device).__name__.endswith("kernels_cuda")
     apart = (fields[0] - fields[1]).norm(dim=0)
-    assert fields[0].norm(dim=0).max() > 1 and apart.mean() < 0.02 and apart.quantile(0.99) < 0.1
+    assert fields[0].norm(dim=0).max() > 1 and apart.mean() < 0.01 and apart.quantile(0.99) < 0.05
 
 
 @pytest.mark.gpu
