@@ -2,12 +2,13 @@
 
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 
 from nnssl_reg.pretraining.crop_loader import close_loader, open_loader
-from nnssl_reg.pretraining.trainer import next_windows, train_step
+from nnssl_reg.pretraining.trainer import steps
 from nnssl_reg.pretraining.training_state import Run, TrainingState, start
 
 WARM_STEPS = 2  # that do not count: memory is claimed, kernels are chosen, files are opened
@@ -41,8 +42,9 @@ def measure(run: Run, seconds: float = SECONDS) -> Cost:
     if gpu:
         torch.cuda.reset_peak_memory_stats(run.device)
     try:
-        _steps(run, state, loader, WARM_STEPS, 0.0)
-        per_step = _steps(run, state, loader, FEWEST_STEPS, seconds)
+        trained = steps(run, state, loader)
+        _pace(run, state, trained, WARM_STEPS, 0.0)
+        per_step = _pace(run, state, trained, FEWEST_STEPS, seconds)
     finally:
         close_loader(loader)
     moments = [value for values in state.optimizer.state.values() for value in values.values()]
@@ -58,11 +60,11 @@ def measure(run: Run, seconds: float = SECONDS) -> Cost:
     )
 
 
-def _steps(run: Run, state: TrainingState, loader, fewest: int, seconds: float) -> float:
+def _pace(run: Run, state: TrainingState, trained: Iterator, fewest: int, seconds: float) -> float:
     """Train for some steps and at least so long, but no more than MOST_STEPS; the mean time of a step."""
     began, done, going_on = time.perf_counter(), 0, True
     while going_on:
-        train_step(run, state, next_windows(loader))  # reads its losses back, so the device has finished
+        next(trained)  # reads its values back, so the device has finished
         state.step += 1
         done += 1
         late = time.perf_counter() - began >= seconds

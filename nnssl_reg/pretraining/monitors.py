@@ -76,7 +76,9 @@ def effective_rank(tokens: torch.Tensor) -> float:
 
     k equal singular values give k; collapsed features give 1 or, if all are equal, 0.
     """
-    values = torch.linalg.svdvals(tokens.double() - tokens.double().mean(dim=0))
+    centred = tokens.double() - tokens.double().mean(dim=0)
+    gram = centred.T @ centred if len(centred) > centred.shape[1] else centred @ centred.T  # the smaller one
+    values = torch.linalg.eigvalsh(gram).clamp(min=0).sqrt()
     if values.sum() <= 1e-12:
         return 0.0
     shares = values / values.sum()

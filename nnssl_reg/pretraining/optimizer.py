@@ -7,14 +7,13 @@ from nnssl_reg.pretraining.schedules import StepSettings
 
 
 def build_optimizer(student: nn.Module, depth: int, layer_decay: float) -> torch.optim.AdamW:
-    """AdamW with one group for each layer and kind. Groups carry "rate_scale" and "decays" for apply_settings."""
-    groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
+    """AdamW with one group for each rate and kind. Groups carry "rate_scale" and "decays" for apply_settings."""
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for name, parameter in student.named_parameters():
         decays = parameter.ndim >= 2 and not name.endswith(("register_tokens", "mask_token"))
-        groups.setdefault((layer_of(name, depth), decays), []).append(parameter)
+        groups.setdefault((layer_decay ** (depth + 1 - layer_of(name, depth)), decays), []).append(parameter)
     return torch.optim.AdamW(
-        [{"params": parameters, "rate_scale": layer_decay ** (depth + 1 - layer), "decays": decays}
-         for (layer, decays), parameters in groups.items()],
+        [{"params": parameters, "rate_scale": scale, "decays": decays} for (scale, decays), parameters in groups.items()],
         lr=0.0, weight_decay=0.0, fused=True,
     )  # fmt: skip
 

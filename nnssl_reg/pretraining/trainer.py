@@ -1,9 +1,8 @@
 """The training loop: read, look, compare, step, follow, watch, save, and go back when it breaks down."""
 
 import contextlib
-import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -84,13 +83,12 @@ def train_on(run: Run, state: TrainingState, folder: Path, log: TrainingLog, obs
              clock: ProbeClock) -> bool:  # fmt: skip
     """Train from the state's step on; as `train`. Raises Trouble."""
     plan = state.plan
+    if state.step >= plan.steps:
+        return True
     averages, since = Averages(), time.perf_counter()
     loader = open_loader(run.window_request, state.step, plan.workers, run.device)
     try:
-        while state.step < plan.steps:
-            windows = next_windows(loader, log)
-            waited = time.perf_counter() - since
-            values, targets = train_step(run, state, windows)
+        for values, targets, waited in steps(run, state, loader, log):
             require_finite(values, state.step)
             state.step += 1
             now = time.perf_counter()
@@ -109,28 +107,40 @@ def train_on(run: Run, state: TrainingState, folder: Path, log: TrainingLog, obs
                 row = log.trained
                 log.line(f"{state.health}: {describe(row, plan)}" if row else f"step {state.step} of {plan.steps}")
                 observer.on_epoch(state, log)
-            if stopping and not last:
-                return False
+            if stopping or last:
+                return last
     finally:
         close_loader(loader)
-    return True
 
 
-def train_step(run: Run, state: TrainingState, windows: np.ndarray | torch.Tensor) -> tuple[dict[str, float], Targets]:
-    """One optimiser step on windows (B, 1, X, Y, Z); the loss terms, the gradient's norm, and the teacher's targets.
+def steps(run: Run, state: TrainingState, loader: Iterator[dict],
+          log: TrainingLog | None = None) -> Iterator[tuple[dict[str, float], Targets, float]]:  # fmt: skip
+    """Optimiser steps without end: the loss terms and the gradient's norm, the teacher's targets, seconds waited for data.
 
-    The windows and targets are this process's, all else is the whole batch's.
+    The caller counts them in state.step. The targets are this process's, all else is the whole batch's. While a GPU computes
+    a step, the views of the next one are made. Where a value is not finite the weights stayed as they were.
     """
-    configuration = run.configuration
-    generator = torch.Generator().manual_seed(seed_of(run.seed, state.step, len(state.recoveries))[0])
-    batch = torch.as_tensor(windows, device=run.device)
-    views = make_views(batch, state.plan, configuration.network.patch_size, configuration.image.spacing_mm, generator,
-                       run.processes)  # fmt: skip
-    return learn(run, state, views)
+    views, waited = views_of(run, state, loader, state.step, log)
+    while True:
+        values, targets = learn(run, state, views)
+        seconds = waited
+        views, waited = views_of(run, state, loader, state.step + 1, log)
+        yield dict(zip(values, torch.stack(list(values.values())).tolist())), targets, seconds
 
 
-def learn(run: Run, state: TrainingState, views: Views) -> tuple[dict[str, float], Targets]:
-    """One optimiser step on views; as train_step."""
+def views_of(run: Run, state: TrainingState, loader: Iterator[dict], step: int,
+             log: TrainingLog | None = None) -> tuple[Views, float]:  # fmt: skip
+    """The views of a step, made of the loader's next windows, and the seconds waited for these."""
+    configuration, began = run.configuration, time.perf_counter()
+    windows = torch.as_tensor(next_windows(loader, log), device=run.device)  # (B, 1, X, Y, Z)
+    waited = time.perf_counter() - began
+    generator = torch.Generator().manual_seed(seed_of(run.seed, step, len(state.recoveries))[0])
+    return make_views(windows, state.plan, configuration.network.patch_size, configuration.image.spacing_mm, generator,
+                      run.processes), waited  # fmt: skip
+
+
+def learn(run: Run, state: TrainingState, views: Views) -> tuple[dict[str, torch.Tensor], Targets]:
+    """One optimiser step on views; the values as `steps` gives them, but still on the device, and the teacher's targets."""
     plan, processes = state.plan, run.processes
     settings = settings_at(state.step, plan)
     device_seed = seed_of(run.seed, state.step, len(state.recoveries))[1]
@@ -142,11 +152,12 @@ def learn(run: Run, state: TrainingState, views: Views) -> tuple[dict[str, float
     state.optimizer.zero_grad(set_to_none=True)
     (processes.size * losses["total"]).backward()  # the mean of the processes' gradients becomes their sum
     norm = torch.nn.utils.clip_grad_norm_(state.pair.student.parameters(), plan.gradient_clip)
-    values = {**{name: float(loss.detach()) for name, loss in losses.items()}, "gradient_norm": float(norm)}
-    if all(map(math.isfinite, values.values())):  # else the weights stay as they are, and the caller stops
-        apply_settings(state.optimizer, settings)
-        state.optimizer.step()
-        state.pair.update_teacher(settings.teacher_momentum)
+    values = {**{name: loss.detach().float() for name, loss in losses.items()}, "gradient_norm": norm.float()}
+    apply_settings(state.optimizer, settings)
+    # fused AdamW leaves the weights where this is not 0, as for torch's GradScaler, and no one waits for the device to say so
+    state.optimizer.found_inf = (~torch.stack(list(values.values())).isfinite().all()).float()
+    state.optimizer.step()
+    state.pair.update_teacher(settings.teacher_momentum)
     return values, targets
 
 

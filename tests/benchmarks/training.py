@@ -35,7 +35,7 @@ from nnssl_reg.planning.planner import plan
 from nnssl_reg.planning.plans import Configuration
 from nnssl_reg.pretraining.case_groups import CaseGroup
 from nnssl_reg.pretraining.crop_loader import WindowRequest, close_loader, open_loader
-from nnssl_reg.pretraining.trainer import learn, next_windows, train_step
+from nnssl_reg.pretraining.trainer import learn, steps
 from nnssl_reg.pretraining.training_state import COMPILE_FROM, Run, TrainingState, start
 from nnssl_reg.pretraining.views import Views, draw_masks
 
@@ -146,11 +146,7 @@ def our_steps(run: Run, state: TrainingState):
     """Train without end; yields the seconds that each step waited for its data."""
     loader = open_loader(run.window_request, 0, run.configuration.pretraining.workers, run.device)
     try:
-        while True:
-            began = time.perf_counter()
-            windows = next_windows(loader)
-            waited = time.perf_counter() - began
-            train_step(run, state, windows)
+        for _, _, waited in steps(run, state, loader):
             state.step += 1
             yield waited
     finally:
@@ -171,7 +167,8 @@ def plain_steps(run: Run, state: TrainingState):
         teacher, student = (torch.stack(views) for views in zip(*pairs))
         waited = time.perf_counter() - began
         masks = draw_masks(settings.batch_size, settings, patch, generator).to(run.device)
-        learn(run, state, Views(teacher.to(run.device), student.to(run.device), masks, masks))
+        values, _ = learn(run, state, Views(teacher.to(run.device), student.to(run.device), masks, masks))
+        torch.stack(list(values.values())).tolist()  # as loops do that print their losses
         state.step += 1
         yield waited
 
@@ -197,14 +194,14 @@ def measure(args: argparse.Namespace, loop: str, crop: int, folder: Path) -> dic
     groups = (CaseGroup(folder, tuple(case_names(folder))),)
     run = Run(configuration, "3d_fullres", "Dataset999_Noise", groups, 0, device)
     state = start(run)
-    steps = LOOPS[loop](run, state)
+    trained = LOOPS[loop](run, state)
     for _ in range(WARM_STEPS):
-        next(steps)
+        next(trained)
     waited, began = [], time.perf_counter()
     while len(waited) < 3 or time.perf_counter() - began < args.seconds:
-        waited.append(next(steps))
+        waited.append(next(trained))
     seconds = time.perf_counter() - began
-    steps.close()
+    trained.close()
     one_step = replace(configuration, pretraining=replace(configuration.pretraining, steps=1))
     gpu = device.type == "cuda"
     return {

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from datetime import timedelta
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ from nnssl_reg.pretraining.case_groups import CaseGroup
 from nnssl_reg.pretraining.checkpoint import checkpoint_path, newest_checkpoint, read_info
 from nnssl_reg.pretraining.crop_loader import open_loader
 from nnssl_reg.pretraining.processes import Processes
-from nnssl_reg.pretraining.trainer import Observer, next_windows, train, train_step
+from nnssl_reg.pretraining.trainer import Observer, steps, train
 from nnssl_reg.pretraining.training_log import TrainingLog
 from nnssl_reg.pretraining.training_state import Run, start
 
@@ -51,8 +52,8 @@ def a_few_steps(run: Run, name: str, folder: Path) -> None:
     state, loader, rows = start(run), open_loader(run.window_request, 0, 0), []
     for group in state.optimizer.param_groups:
         group["eps"] = 1e-3  # or AdamW would make whole steps of gradients that are 0 but for rounding
-    for _ in range(STEPS):
-        rows.append(train_step(run, state, next_windows(loader))[0])
+    for values, _, _ in islice(steps(run, state, loader), STEPS):
+        rows.append(values)
         state.step += 1
     stem = folder / f"{name}_{run.processes.size}_{run.processes.rank}"
     stem.with_suffix(".json").write_text(json.dumps(rows))

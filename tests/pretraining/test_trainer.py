@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from nnssl_reg.pretraining.checkpoint import checkpoint_path, newest_checkpoint, read_info
+from nnssl_reg.pretraining.crop_loader import open_loader
 from nnssl_reg.pretraining.measure import measure
-from nnssl_reg.pretraining.trainer import Observer, train
+from nnssl_reg.pretraining.trainer import Observer, learn, train, views_of
 from nnssl_reg.pretraining.training_log import TrainingLog
 from nnssl_reg.pretraining.training_state import Run, seed_of, start
 
@@ -129,22 +130,32 @@ def test_the_cost_is_measured_without_leaving_anything(run, tmp_path):
 
 
 def test_the_cost_of_a_step_is_the_time_of_steps_with_their_reading_after_the_first_two(run, monkeypatch):
-    clock, waits = [0.0], iter([9.0, 5.0, *[3.0] * 30])  # seconds of each step: the first ones are slow
+    clock, waits = [0.0], iter([9.0, 5.0, *[3.5] * 30])  # seconds of each step: the first ones are slow
 
-    def step(*_):
-        clock[0] += next(waits)
+    def slow_steps(*_):
+        for seconds in waits:
+            clock[0] += seconds
+            yield
 
-    def windows(_):
-        clock[0] += 0.5
-        return
-
-    monkeypatch.setattr("nnssl_reg.pretraining.measure.train_step", step)
-    monkeypatch.setattr("nnssl_reg.pretraining.measure.next_windows", windows)
+    monkeypatch.setattr("nnssl_reg.pretraining.measure.steps", slow_steps)
     monkeypatch.setattr("nnssl_reg.pretraining.measure.time.perf_counter", lambda: clock[0])
     assert measure(run).seconds_per_step == pytest.approx(3.5)
-    assert next(waits) == 3.0 and len(list(waits)) == 30 - 3 - 1  # three steps were enough for the ten seconds
+    assert len(list(waits)) == 30 - 3  # three steps were enough for the ten seconds
 
 
 def test_seeds_of_steps_differ():
     seeds = {seed_of(seed, step) for seed in range(3) for step in range(-1, 50)}
     assert len(seeds) == 3 * 51
+
+
+def test_a_step_that_is_not_finite_leaves_the_weights_as_they_were(run):
+    state, loader = start(run), open_loader(run.window_request, 0, 0)
+    good, _ = views_of(run, state, loader, 0)
+    bad = replace(good, student=good.student * math.nan)
+    before = [p.detach().clone() for p in state.pair.student.parameters()]
+    values, _ = learn(run, state, bad)
+    assert not math.isfinite(float(values["total"]))
+    assert all(torch.equal(a, b) for a, b in zip(before, state.pair.student.parameters()))
+    values, _ = learn(run, state, good)
+    assert math.isfinite(float(values["total"]))
+    assert not all(torch.equal(a, b) for a, b in zip(before, state.pair.student.parameters()))
