@@ -7,22 +7,21 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from nnssl_reg.commands.pair_features import FeatureStore, ImageFeatures
+from nnssl_reg.commands.pair_features import FeatureStore
+from nnssl_reg.commands.pair_start import found_start, seen_from, turned_back, turned_pair
 from nnssl_reg.features.local_intensity import AGREES, TELLS_MORE
 from nnssl_reg.geometry.affine import AffineTransform
-from nnssl_reg.geometry.cropping import foreground_box
 from nnssl_reg.geometry.displacement import DisplacementField
 from nnssl_reg.geometry.grid import Grid
 from nnssl_reg.geometry.image import FeatureMap, Image
 from nnssl_reg.geometry.sampling import gather_nearest
 from nnssl_reg.planning.plans import RegistrationPlan
-from nnssl_reg.registration.affine_init import InitialAlignment, initial_alignment
+from nnssl_reg.registration.affine_init import InitialAlignment
 from nnssl_reg.registration.convex_adam import refine, register_features
 from nnssl_reg.registration.diffeomorphic import Diffeomorphism, diffeomorphic
 from nnssl_reg.registration.rigid_regions import RigidRegion, with_rigid_regions
 
 FAR_APART_MM = 500.0  # fields of view this far from overlapping hint at a wrong header
-LEAST_SEEN = 8  # voxels and cells along each axis that the initial alignment compares, however thin a mask
 
 
 @dataclass(frozen=True)
@@ -147,10 +146,11 @@ def deform_pair(pair: ImagePair, store: FeatureStore, plan: RegistrationPlan,
     look = store.look(*((side.channel, side.image) for side in sides))
     fixed, moving = (store.of(side.name, side.channel, look, side.image, alignment is None) for side in sides)
     clock.lap("features")
-    centre = fixed.image.grid.center_mm
     if alignment is None:
-        (a, cells_a), (b, cells_b) = (_seen(side, found, centre) for side, found in zip(sides, (fixed, moving)))
-        alignment = _seen_from(-centre, initial_alignment(plan.init, a, b, cells_a, cells_b))
+        alignment, turn = found_start(plan.init, sides, (fixed, moving))
+        if turn is not None:
+            found = deform_pair(turned_pair(pair, turn), store, replace(plan, init="affine"))
+            return turned_back(found, pair, turn)
     _check_overlap(pair, alignment.transform)
     clock.lap("initial alignment")
     matches = None
@@ -184,7 +184,7 @@ def _deformation(pair: ImagePair, maps: tuple[FeatureMap, FeatureMap], alignment
     centre = pair.fixed.image.grid.center_mm
     masks = [_mask_of_cells(side, cells) for side, cells in zip((pair.fixed, pair.moving), maps)]
     cells = [FeatureMap(cells.values, cells.grid.seen_from(centre)) for cells in maps]
-    near = _seen_from(centre, alignment).transform
+    near = seen_from(centre, alignment).transform
     found = register_features(*cells, initial=near, fixed_mask=masks[0], moving_mask=masks[1], **plan.on_cells)
     return DisplacementField(found.field.vectors_mm, maps[0].grid), found.apart_mm, masks[0]
 
@@ -199,7 +199,7 @@ def _refined(pair: ImagePair, voxels: tuple[FeatureMap, FeatureMap], maps: tuple
         there = AffineTransform.translation((cells.grid.seen_from(centre).affine - cells.grid.affine)[:3, 3])
         near.append(FeatureMap(fine.values, Grid(fine.grid.shape, there.matrix @ fine.grid.affine)))
     start = DisplacementField(field.vectors_mm, field.grid.seen_from(centre))
-    found = refine(*near, start, initial=_seen_from(centre, alignment).transform, fixed_mask=masks[0], moving_mask=masks[1],
+    found = refine(*near, start, initial=seen_from(centre, alignment).transform, fixed_mask=masks[0], moving_mask=masks[1],
                    iterations=plan.voxel_iterations, learning_rate=plan.learning_rate / 2, smoothness=plan.voxel_smoothness,
                    smoothing_passes=plan.smoothing_passes)  # fmt: skip
     return DisplacementField(found.vectors_mm, voxels[0].grid)
@@ -226,37 +226,6 @@ class _Clock:
         now = time.perf_counter()
         self.seconds[name] = round(now - self._last, 3)
         self._last = now
-
-
-def _seen(side: Side, features: ImageFeatures, centre: np.ndarray) -> tuple[Image, FeatureMap]:
-    """The image and the features that the initial alignment compares: of the box around the mask, if there is one.
-
-    In canonical axes, for what samples every few voxels gives the same however a file is stored; centre: their origin.
-    """
-    image, cells = features.image, features.aligning
-    if side.mask is not None:
-        image = image.cropped(_enough(foreground_box(side.mask.array[0] > 0), image.grid))
-        index = cells.grid.world_to_index(image.grid.corners_mm())
-        box = _enough(np.stack([np.ceil(index.min(0) - 0.5), np.floor(index.max(0) + 0.5) + 1], axis=1), cells.grid)
-        cells = FeatureMap(cells.values[(slice(None), *(slice(*part) for part in box))], cells.grid.cropped(box))
-    image = image.canonical()
-    near = Image(image.array, image.grid.rounded().seen_from(centre))
-    return near, FeatureMap(cells.values, cells.grid.seen_from(centre))
-
-
-def _seen_from(point_mm: np.ndarray, alignment: InitialAlignment) -> InitialAlignment:
-    """An alignment in worlds whose origin is a point of this one."""
-    there, back = AffineTransform.translation(point_mm), AffineTransform.translation(-point_mm)
-    return replace(alignment, transform=there.then(alignment.transform).then(back))
-
-
-def _enough(box, grid: Grid) -> np.ndarray:
-    """A box within a grid, grown where it has fewer than LEAST_SEEN voxels along an axis."""
-    low, high = np.clip(np.asarray(box, dtype=int).T, 0, grid.shape)
-    missing = np.maximum(LEAST_SEEN - (high - low), 0)
-    low = np.maximum(low - missing // 2, 0)
-    high = np.minimum(np.maximum(high + missing - missing // 2, low + LEAST_SEEN), grid.shape)
-    return np.stack([np.maximum(np.minimum(low, high - LEAST_SEEN), 0), high], axis=1)
 
 
 def _mask_of_cells(side: Side, cells: FeatureMap) -> torch.Tensor | None:

@@ -1,9 +1,11 @@
 """MIND-SSC: hand-made features that look alike in every modality (Heinrich et al., MICCAI 2013)."""
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
 from nnssl_reg.features.mind_cpu import mind_cells
+from nnssl_reg.geometry.affine import AffineTransform
 from nnssl_reg.geometry.grid import Grid
 from nnssl_reg.geometry.image import FeatureMap
 from nnssl_reg.geometry.triton_devices import runs_triton
@@ -53,6 +55,24 @@ def mind_features(image: torch.Tensor, grid: Grid, scales, noise: float, stride)
     else:
         pooled = [F.avg_pool3d(mind_ssc(image, *scale, noise)[None], stride, stride=stride)[0] for scale in scales]
     return FeatureMap(torch.cat(pooled), grid.coarsened(stride))
+
+
+def turned_mind(features: FeatureMap, rotation: AffineTransform) -> FeatureMap:
+    """MIND of one scale (12, X, Y, Z) as that of its image moved by a right-angled rotation of the world.
+
+    The grid's axes lie along the world's, nearly; those of the result do, too. Nothing is computed again: cells change places,
+    and channels change with the directions that they compare.
+    """
+    linear = np.rint(rotation.matrix[:3, :3]).astype(int)
+    axes, signs = np.abs(linear).argmax(axis=1), linear.sum(axis=1)  # of each new axis: the old one, and whether it is reversed
+    before = [frozenset(tuple(int(v) for v in linear.T @ offset) for offset in pair) for pair in PAIRS]
+    channels = [list(map(frozenset, PAIRS)).index(pair) for pair in before]
+    values = features.values[channels].permute(0, *(int(a) + 1 for a in axes))
+    values = values.flip([i + 1 for i in range(3) if signs[i] < 0])
+    to_old = np.eye(4)
+    to_old[:3, :3] = linear.T
+    to_old[:3, 3] = [n - 1 if signs[list(axes).index(a)] < 0 else 0 for a, n in enumerate(features.grid.shape)]
+    return FeatureMap(values.contiguous(), Grid(tuple(values.shape[1:]), rotation.matrix @ features.grid.affine @ to_old))
 
 
 def _pair_distances(image: torch.Tensor, radius: int, dilation: int) -> torch.Tensor:

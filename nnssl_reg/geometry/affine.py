@@ -1,6 +1,7 @@
 """AffineTransform between the worlds of two images, and its composition with a displacement field."""
 
 from dataclasses import dataclass
+from itertools import permutations, product
 
 import numpy as np
 import torch
@@ -32,6 +33,14 @@ class AffineTransform:
         """p -> p + offset_mm, (3,) RAS mm."""
         matrix = np.eye(4)
         matrix[:3, 3] = offset_mm
+        return AffineTransform(matrix)
+
+    @staticmethod
+    def about(linear, point_mm) -> "AffineTransform":
+        """p -> linear (p - point_mm) + point_mm, linear (3, 3)."""
+        matrix, point = np.eye(4), np.asarray(point_mm, dtype=np.float64)
+        matrix[:3, :3] = linear
+        matrix[:3, 3] = point - matrix[:3, :3] @ point
         return AffineTransform(matrix)
 
     @property
@@ -71,3 +80,9 @@ class AffineTransform:
             shape = [3, *(count if a == axis else 1 for a in range(3))]
             total += torch.as_tensor(steps.reshape(shape), dtype=found.dtype, device=found.device)
         return DisplacementField(total, deformation.grid)
+
+
+def right_angled_rotations() -> list[np.ndarray]:
+    """The 24 rotations (3, 3) that bring the axes onto each other, first the one that does nothing."""
+    turned = [np.diag(signs)[:, order] for order in permutations(range(3)) for signs in product((1.0, -1.0), repeat=3)]
+    return [rotation for rotation in turned if np.linalg.det(rotation) > 0]

@@ -227,14 +227,16 @@ def compare(args: argparse.Namespace, crop: int) -> None:
     with tempfile.TemporaryDirectory() as parent:
         folder = Path(parent) / "cases"
         store(folder, crop)
-        rows = {loop: [] for loop in LOOPS}
+        rows = {loop: [] for loop in args.only or LOOPS}
         for _ in range(args.repeats):
-            for loop in LOOPS:
+            for loop in rows:
                 rows[loop].append(measured_apart(loop, crop, folder))
     middle = {loop: {key: statistics.median(row[key] for row in found) for key in found[0]} for loop, found in rows.items()}
     for loop, row in middle.items():
         print(f"| {crop}^3 | {loop} | {row['samples_per_second']:.3g} | {row['waiting']:.0%} | {row['of_peak']:.0%} | "
               f"{row['gb']:.1f} | {row['predicted']:.1f} |".replace("nan%", "-").replace("nan", "-"), flush=True)  # fmt: skip
+    if len(middle) < len(LOOPS):
+        return
     ratio = middle["nnssl_reg"]["samples_per_second"] / middle["plain loop"]["samples_per_second"]
     print(f"|  | {ratio:.2f} times the plain loop's samples/s | | | | | |", flush=True)
 
@@ -252,6 +254,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seconds", type=float, default=60.0, help="of each measurement")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--only", nargs="+", choices=LOOPS, metavar="LOOP", help="not the other loop")
     parser.add_argument("--measure", nargs=3, metavar=("LOOP", "CROP", "FOLDER"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     gpu = args.device != "cpu"
