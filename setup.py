@@ -21,7 +21,7 @@ setup(
     package_data={"nnssl_reg.evaluation": ["report_page/*"], "nnssl_reg": ["weights/*", "weights/*/*"]},
     python_requires=">=3.10",
     install_requires=[
-        "torch>=2.6",
+        "torch>=2.4",
         "numpy>=1.26",
         "nibabel>=5.2",
         "SimpleITK>=2.3",

@@ -1,6 +1,5 @@
 """PRIMUS as an encoder: class and register tokens, masking, rotary positions for any token grid."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -63,7 +62,6 @@ class PrimusEncoder(nn.Module):
         nn.init.normal_(self.register_tokens, std=0.02)
         nn.init.normal_(self.mask_token, std=0.02)
         self._rotary_of_grid: dict[tuple, torch.Tensor] = {}
-        self._compiled_for: tuple[int, ...] | None = None
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None, rotary: torch.Tensor | None = None) -> Tokens:
         """x: (B, 1, X, Y, Z), axes multiples of the patch; mask: (B, X', Y', Z') bool, true where the mask token stands in.
@@ -81,21 +79,10 @@ class PrimusEncoder(nn.Module):
         prefix = self.register_tokens.to(tokens.dtype).expand(x.shape[0], -1, -1)
         tokens = torch.cat((prefix, tokens), dim=1)  # (B, 1 + R + N, D)
         rotary = self.rotary_embedding(grid_shape) if rotary is None else rotary
-        as_it_is = self._compiled_for is not None and tuple(x.shape) != self._compiled_for
         for block in self.eva.blocks:
-            tokens = (block.forward if as_it_is else block)(tokens, rope=rotary)
+            tokens = block(tokens, rope=rotary)
         tokens = self.eva.norm(tokens)
         return Tokens(tokens[:, 0], tokens[:, self.num_prefix_tokens :], grid_shape)
-
-    def compile_blocks(self, shape: tuple[int, ...], backend: str | Callable = "inductor") -> None:
-        """From now on inputs of this shape (B, 1, X, Y, Z) go through blocks that torch compiles when the first one comes.
-
-        The blocks share their code, so one compilation serves all; weights and their names stay. Inputs of other shapes go
-        through the blocks as they are. backend: torch.compile's.
-        """
-        self._compiled_for = tuple(shape)
-        for block in self.eva.blocks:
-            block.compile(dynamic=False, backend=backend)
 
     def rotary_embedding(self, grid_shape: tuple[int, int, int]) -> torch.Tensor:
         """Sines and cosines of a token grid, (N, 2 * width per head); kept for the next input of that shape."""

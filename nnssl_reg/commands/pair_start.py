@@ -20,7 +20,6 @@ from nnssl_reg.registration.likely_turns import likelier_turns
 LEAST_SEEN = 8  # voxels and cells along each axis that the initial alignment compares, however thin a mask
 FINALISTS = 2  # turns that are aligned as thoroughly as the image as it is
 BETTER = 0.02  # of the cost of alignment: what a turn must gain
-SURE = 0.6  # cost of alignment below which no turn is looked for: turned patients had 0.67 and more
 
 
 def found_start(mode: str, sides, features) -> tuple[InitialAlignment, AffineTransform | None]:
@@ -41,11 +40,9 @@ def better_turn(fixed: tuple[Image, FeatureMap], moving: tuple[Image, FeatureMap
     """The right-angled turn of the moving image about its centre with which it aligns better than as it is, None if none does.
 
     fixed, moving: what the initial alignment compares; alignment: what it found. Patients that lie alike resemble each other
-    more than turned ones do. What aligns well as it is is not turned.
+    more than turned ones do, whatever is in the headers.
     """
     (a, here), (b, there) = fixed, moving
-    if alignment.costs[alignment.name] < SURE:
-        return None
     turns = [AffineTransform.about(rotation, b.grid.center_mm) for rotation in right_angled_rotations()]
     best, least = None, alignment.costs[alignment.name] - BETTER
     for turn in likelier_turns(here, there, turns, turned_mind)[:FINALISTS]:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from nnssl_reg.pretraining.crop_loader import close_loader, open_loader
 from nnssl_reg.pretraining.guards import go_back, probed, require_finite, watch
@@ -22,8 +21,6 @@ from nnssl_reg.pretraining.training_state import Run, TrainingState, save, seed_
 from nnssl_reg.pretraining.views import Views, make_views
 
 LOG_STEPS = 10  # steps averaged into one row of the log
-# implementations of attention, the first that a GPU has
-ATTENTION = (SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH)
 
 
 @dataclass(frozen=True)
@@ -181,13 +178,9 @@ def seeded(seed: int, device: torch.device):
         yield
 
 
-@contextlib.contextmanager
-def mixed_precision(device: torch.device):
-    """bfloat16 where the device computes faster in it: GPUs, and CPUs with AVX512-BF16 or AMX; GPUs with ATTENTION."""
+def mixed_precision(device: torch.device) -> contextlib.AbstractContextManager:
+    """bfloat16 where the device computes faster in it: GPUs, and CPUs with AVX512-BF16 or AMX."""
     if device.type == "cuda":
-        with torch.autocast("cuda", torch.bfloat16), sdpa_kernel(list(ATTENTION), set_priority=True):
-            yield
-        return
+        return torch.autocast("cuda", torch.bfloat16)
     fast = device.type == "cpu" and getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()  # no public question for it
-    with torch.autocast("cpu", torch.bfloat16) if fast else contextlib.nullcontext():
-        yield
+    return torch.autocast("cpu", torch.bfloat16) if fast else contextlib.nullcontext()

@@ -1,8 +1,6 @@
 """A run and its state: what stays, what changes, how it starts and how it is saved."""
 
-import shutil
 from dataclasses import dataclass, field, replace
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +18,6 @@ from nnssl_reg.pretraining.processes import ALONE, Processes
 from nnssl_reg.pretraining.recovery import Recovery, gentler
 from nnssl_reg.pretraining.student_teacher import StudentTeacher
 from nnssl_reg.pretraining.views import window_size
-
-COMPILE_FROM = 2000  # steps of a run
 
 
 @dataclass(frozen=True)
@@ -84,25 +80,12 @@ def start(
     network, plan = run.configuration.network, gentler(run.configuration.pretraining, len(recoveries))
     generator = torch.Generator().manual_seed(seed_of(run.seed, -1)[0])
     pair = StudentTeacher(network, plan, generator, run.processes).to(run.device)
-    if pays_to_compile(run):
-        for encoder in (pair.student.encoder, pair.teacher.encoder):
-            encoder.compile_blocks((plan.batch_size // run.processes.size, 1, *plan.crop_size))
     optimizer = build_optimizer(pair.student, network.depth, plan.layer_decay)
     if checkpoint is not None:
         restore(checkpoint, pair, optimizer)
     moments = [value for moments in optimizer.state.values() for value in moments.values()]
     run.processes.require_same([*pair.state_dict().values(), *moments, torch.tensor(step), torch.tensor(len(recoveries))])
     return TrainingState(pair, run.processes.shared(pair.student), optimizer, step, recoveries=recoveries)
-
-
-def pays_to_compile(run: Run) -> bool:
-    """Whether compiled blocks save more time than their compilation takes: on a GPU, in a run that is long enough.
-
-    With stochastic depth every block would be compiled for itself. Triton, which compiles, needs a C compiler.
-    """
-    network, plan = run.configuration.network, run.configuration.pretraining
-    able = run.device.type == "cuda" and network.drop_path_rate == 0 and find_spec("triton") is not None
-    return able and plan.steps >= COMPILE_FROM and any(map(shutil.which, ("cc", "gcc", "clang")))
 
 
 def save(run: Run, state: TrainingState, folder: Path, name: str, probe: ProbeResult | None = None,

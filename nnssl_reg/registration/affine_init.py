@@ -57,7 +57,7 @@ def _searched(coarse, fine, guesses: list[AffineTransform]) -> dict[str, AffineT
     coarse, fine: structures of the fixed and of the moving image in cells of either size.
     """
     coarse_mm, fine_mm = (max(s for f in maps for s in f.grid.spacing_mm) for maps in (coarse, fine))
-    shifts = likely_shifts(*coarse, coarse_mm, SIZES, PEAKS)
+    shifts = likely_shifts(coarse[0], {size: (coarse[1], size) for size in SIZES}, coarse_mm, PEAKS)
     starts = _best(coarse, guesses + [s for found in shifts.values() for s in found], STARTS, 2 * coarse_mm)
     fitted = [refine_affine(*coarse, start, 2 * coarse_mm, 3, iterations=4) for start in starts]
     finalists = []

@@ -19,9 +19,8 @@ def likelier_turns(fixed: FeatureMap, moving: FeatureMap, turns: Sequence, turne
     """
     cell_mm = max(*fixed.grid.extent_mm, max(moving.grid.extent_mm) / 2) / CELLS  # a moving atlas may be much larger
     here, averaged = structure(in_cells(fixed, cell_mm)), in_cells(moving, cell_mm)
-    lattice_mm, costs = max(here.grid.spacing_mm), []
-    for turn in turns:
-        there = structure(turned(averaged, turn))
-        shifts = likely_shifts(here, there, lattice_mm, (1.0,), PEAKS)[1.0]
-        costs.append(min([alignment_cost(here, there, shift) for shift in shifts], default=NO_OVERLAP_COST))
+    there = {i: (structure(turned(averaged, turn)), 1.0) for i, turn in enumerate(turns)}
+    shifts = likely_shifts(here, there, max(here.grid.spacing_mm), PEAKS)
+    costs = [min([alignment_cost(here, there[i][0], shift) for shift in found], default=NO_OVERLAP_COST)
+             for i, found in shifts.items()]  # fmt: skip
     return [turns[i] for i in np.argsort(costs, kind="stable") if costs[i] < costs[0]]

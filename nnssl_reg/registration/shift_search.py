@@ -1,5 +1,8 @@
 """Shifts of the moving patient, at several sizes, that look likely: peaks of the correlation over all overlaps, by FFT."""
 
+from collections.abc import Mapping
+from typing import TypeVar
+
 import numpy as np
 import torch
 from scipy.fft import next_fast_len
@@ -12,30 +15,30 @@ from nnssl_reg.registration.structure import MINIMUM_OVERLAP
 
 SEPARATION_CELLS = 3  # peaks nearer to a higher one are part of it
 IMPOSSIBLE = -9.0
+Key = TypeVar("Key")
 
 
 @torch.no_grad()
 def likely_shifts(
-    fixed: FeatureMap, moving: FeatureMap, cell_mm: float, sizes, peaks: int
-) -> dict[float, list[AffineTransform]]:
-    """The best transforms p -> size p + shift for each size, best first: up to `peaks` each.
+    fixed: FeatureMap, candidates: Mapping[Key, tuple[FeatureMap, float]], cell_mm: float, peaks: int
+) -> dict[Key, list[AffineTransform]]:
+    """The best transforms p -> size p + shift of each candidate, a moving map and a size, best first: up to `peaks` each.
 
-    fixed, moving: structures. Both are brought to cubic cells (cell_mm; of the moving image size times that); the score of a
+    The maps are structures. They are brought to cubic cells (cell_mm; of a moving map size times that); the score of a
     shift is what alignment_cost is of it: correlation over the overlap times the root of the overlap's share of structure.
     """
     directions = fixed.grid.affine[:3, :3] / np.array(fixed.grid.spacing_mm)
     a = _on_lattice(fixed, cell_mm, directions)
-    others = {size: _on_lattice(moving, cell_mm * size, directions) for size in sizes}
+    others = {key: _on_lattice(moving, cell_mm * size, directions) for key, (moving, size) in candidates.items()}
     longest = np.max([b.grid.shape for b in others.values()], axis=0)
     shape = [next_fast_len(int(n + m - 1), real=True) for n, m in zip(a.grid.shape, longest)]
-    spectra = _spectra(a.values, shape)
+    spectra, origin = _spectra(a.values, shape), a.grid.index_to_world((0, 0, 0))
     found = {}
-    for size, b in others.items():
-        score = _scores(spectra, _spectra(b.values, shape), shape)
+    for key, b in others.items():
+        score, size = _scores(spectra, _spectra(b.values, shape), shape), candidates[key][1]
         shifts = [[s if s < m else s - n for s, m, n in zip(peak, b.grid.shape, shape)] for peak in _peaks(score, peaks)]
         linear = np.diag([size, size, size, 1.0])
-        origin = a.grid.index_to_world((0, 0, 0))
-        found[size] = [AffineTransform(_with_shift(linear, b.grid.index_to_world(s) - size * origin)) for s in shifts]
+        found[key] = [AffineTransform(_with_shift(linear, b.grid.index_to_world(s) - size * origin)) for s in shifts]
     return found
 
 

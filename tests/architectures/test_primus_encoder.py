@@ -130,19 +130,3 @@ def test_a_width_that_rotary_positions_cannot_use_is_refused(changes):
 def test_an_input_that_is_not_whole_patches_is_refused_with_its_shape():
     with pytest.raises(ValueError, match=r"\(1, 1, 8, 9, 8\)"):
         encoder()(volume(8, 9, 8))
-
-
-def test_compiled_blocks_serve_one_shape_with_one_compilation_and_say_the_same():
-    encoder, graphs = build_encoder(24, 3, 2, (4, 4, 4), generator=torch.Generator().manual_seed(0)), []
-    whole, other = torch.rand(2, 1, 8, 12, 8), torch.rand(1, 1, 16, 8, 8)
-    names, before = list(encoder.state_dict()), [encoder(x).patch_tokens for x in (whole, other)]
-
-    def counting(graph, _):
-        graphs.append(graph)
-        return graph.forward
-
-    encoder.compile_blocks(tuple(whole.shape), backend=counting)
-    after = [encoder(x).patch_tokens for x in (whole, other)]
-    assert len(graphs) == 1 and list(encoder.state_dict()) == names
-    for a, b in zip(before, after):
-        torch.testing.assert_close(a, b)

@@ -36,7 +36,7 @@ from nnssl_reg.planning.plans import Configuration
 from nnssl_reg.pretraining.case_groups import CaseGroup
 from nnssl_reg.pretraining.crop_loader import WindowRequest, close_loader, open_loader
 from nnssl_reg.pretraining.trainer import learn, steps
-from nnssl_reg.pretraining.training_state import COMPILE_FROM, Run, TrainingState, start
+from nnssl_reg.pretraining.training_state import Run, TrainingState, start
 from nnssl_reg.pretraining.views import Views, draw_masks
 
 CASES = 8
@@ -54,7 +54,7 @@ def configuration_of(args: argparse.Namespace, crop: int) -> Configuration:
     network = replace(
         planned.network, embed_dim=args.width, depth=args.depth, num_heads=args.heads, patch_size=(args.patch,) * 3
     )
-    pretraining = replace(planned.pretraining, steps=COMPILE_FROM, crop_size=(crop,) * 3, batch_size=args.batch,
+    pretraining = replace(planned.pretraining, crop_size=(crop,) * 3, batch_size=args.batch,
                           workers=args.workers, loss_tokens=max(1, min(1024, tokens // 2)),
                           prototypes=args.prototypes)  # fmt: skip
     image_plan = replace(planned.image, spacing_mm=(1.0, 1.0, 1.0), median_shape=shape)

@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from nnssl_reg.features.mind import PAIRS, mind_features, mind_ssc
+from nnssl_reg.features.mind import PAIRS, mind_features, mind_ssc, turned_mind
+from nnssl_reg.geometry.affine import AffineTransform, right_angled_rotations
+from nnssl_reg.geometry.grid import Grid
+from nnssl_reg.geometry.image import Image
 
 
 def noise(*shape, seed=0) -> torch.Tensor:
@@ -94,3 +97,17 @@ def test_cells_on_the_cpu_are_the_reference_averaged(scale, stride, turned_grid)
     truth = torch.nn.functional.avg_pool3d(mind_ssc(image, *scale, 0.1)[None], stride, stride=stride)[0]
     cells = mind_features(image, turned_grid((37, 12, 15), 1.0), [scale], 0.1, stride).values
     assert cells.shape == truth.shape and torch.allclose(cells, truth, atol=2e-4)
+
+
+def test_features_of_a_turned_image_are_those_of_the_image_turned():
+    affine = np.diag([2.0, 1.5, 2.5, 1.0])
+    affine[:3, 3] = (5, -3, 7)
+    grid = Grid((8, 10, 12), affine)
+    features = mind_features(noise(*grid.shape), grid, ((1, 2),), 0.0, (2, 2, 2))
+    for rotation in right_angled_rotations():
+        turn = AffineTransform.about(rotation, (9.0, 1.0, -4.0))
+        image = Image(noise(*grid.shape).numpy()[None], Grid(grid.shape, turn.matrix @ affine)).canonical()
+        expected = mind_features(torch.from_numpy(image.array[0].copy()), image.grid, ((1, 2),), 0.0, (2, 2, 2))
+        found = turned_mind(features, turn)
+        assert found.grid.matches(expected.grid)
+        assert torch.allclose(found.values, expected.values, atol=1e-5)

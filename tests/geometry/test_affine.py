@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from nnssl_reg.evaluation.phantoms import rotation
-from nnssl_reg.geometry.affine import AffineTransform
+from nnssl_reg.geometry.affine import AffineTransform, right_angled_rotations
 from nnssl_reg.geometry.displacement import DisplacementField
 
 
@@ -49,3 +49,16 @@ def test_after_a_deformation_is_the_composition(turn, turned_grid):
 def test_a_matrix_that_cannot_be_undone_is_refused(matrix):
     with pytest.raises(ValueError, match="invertible"):
         AffineTransform(matrix)
+
+
+def test_there_are_24_right_angled_rotations_and_the_first_does_nothing():
+    rotations = right_angled_rotations()
+    assert len({tuple(r.flatten()) for r in rotations}) == 24 and np.array_equal(rotations[0], np.eye(3))
+    for r in rotations:
+        assert np.array_equal(r @ r.T, np.eye(3)) and round(np.linalg.det(r)) == 1
+
+
+def test_a_rotation_about_a_point_leaves_the_point():
+    turn = AffineTransform.about(right_angled_rotations()[7], (3.0, -4.0, 5.0))
+    assert np.allclose(turn.apply((3.0, -4.0, 5.0)), (3.0, -4.0, 5.0))
+    assert np.allclose(turn.apply((4.0, -4.0, 5.0)), (3.0, -4.0, 5.0) + right_angled_rotations()[7] @ (1, 0, 0))

@@ -19,7 +19,9 @@ def test_a_shift_by_100_mm_is_found_at_the_right_size(textured_features, turned_
     fixed = structure(textured_features(turned_grid((24, 22, 20), 5.0), shortest_mm=30))
     grid = turned_grid((24, 22, 20), 5.0 * size, (0, 0, 0), truth.apply((12.0, -10.0, 8.0)))
     moving = structure(textured_features(grid, truth.inverse().apply_dense, shortest_mm=30))
-    found = {s: transforms[0] for s, transforms in likely_shifts(fixed, moving, 5.0, (0.8, 1.0, 1.25), 2).items()}
+    found = {
+        s: transforms[0] for s, transforms in likely_shifts(fixed, {s: (moving, s) for s in (0.8, 1.0, 1.25)}, 5.0, 2).items()
+    }
     correlation = {s: 1 - alignment_cost(fixed, moving, transform) for s, transform in found.items()}
     assert max(correlation, key=correlation.get) == size
     assert np.allclose(found[size].matrix[:3, :3], size * np.eye(3))
@@ -33,13 +35,13 @@ def test_the_best_of_all_shifts_is_the_one_that_the_cost_says(turned_grid):
     apart = moving.grid.index_to_world((0, 0, 0)) - fixed.grid.index_to_world((0, 0, 0))
     steps = np.array(np.meshgrid(*[range(1 - n, m) for n, m in zip((6, 5, 4), (4, 6, 5))], indexing="ij")).reshape(3, -1).T
     costs = [alignment_cost(fixed, moving, AffineTransform.translation(apart + 2.0 * step)) for step in steps]
-    found = likely_shifts(fixed, moving, 2.0, (1.0,), 1)[1.0][0]
+    found = likely_shifts(fixed, {1.0: (moving, 1.0)}, 2.0, 1)[1.0][0]
     assert np.allclose(found.matrix[:3, 3], apart + 2.0 * steps[int(np.argmin(costs))], atol=1e-6)
 
 
 def test_peaks_come_best_first_and_apart(textured_features, turned_grid):
     features = structure(textured_features(turned_grid((20, 18, 16), 5.0), shortest_mm=20))
-    found = likely_shifts(features, features, 5.0, (1.0,), 4)[1.0]
+    found = likely_shifts(features, {1.0: (features, 1.0)}, 5.0, 4)[1.0]
     assert len(found) == 4 and np.allclose(found[0].matrix, np.eye(4), atol=1e-9)
     shifts = np.array([t.matrix[:3, 3] for t in found])
     apart = np.abs(shifts[:, None] - shifts[None]).max(axis=2)[np.triu_indices(4, 1)]
