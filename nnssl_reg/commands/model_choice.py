@@ -12,7 +12,7 @@ from nnssl_reg.imageio.model_folder import is_shared_model
 from nnssl_reg.paths import results_folder
 from nnssl_reg.pretraining.checkpoint import load_encoder
 from nnssl_reg.pretraining.model_card import one_line
-from nnssl_reg.pretraining.shared_model import load_shared_model
+from nnssl_reg.pretraining.shared_model import load_shared_model, read_shared_model
 
 
 def choose_model(args: Namespace, device: torch.device) -> Model | None:
@@ -32,7 +32,8 @@ def choose_model(args: Namespace, device: torch.device) -> Model | None:
 def load_model(folder: Path, device: torch.device) -> Model:
     """The model in a training output folder, or in one that nnssl_export_model or nnssl_import_model wrote."""
     if is_shared_model(folder):
-        return Model(folder, *load_shared_model(folder, device))
+        configuration, card = read_shared_model(folder)
+        return Model(folder, configuration, lambda: load_shared_model(folder, device)[1], card)
     return Model(folder, *load_encoder(folder, device))
 
 

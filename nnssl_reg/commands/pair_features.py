@@ -1,10 +1,13 @@
 """Feature maps of the images of a run, each image encoded once however many pairs it is in, within bounds of memory."""
 
+import hashlib
 import logging
 import math
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +26,7 @@ from nnssl_reg.geometry.grid import Grid
 from nnssl_reg.geometry.image import FeatureMap, Image
 from nnssl_reg.geometry.sampling import resample
 from nnssl_reg.imageio.images import read_image
+from nnssl_reg.imageio.model_folder import WEIGHTS, sha256
 from nnssl_reg.imageio.raw_dataset import guess_modality
 from nnssl_reg.planning.fingerprint import intensity_doubt
 from nnssl_reg.planning.foreground import is_ct
@@ -39,12 +43,31 @@ KEPT_SHARE, KEPT_MOST = 0.2, 2**30  # of the free memory, and bytes, for images 
 
 @dataclass(frozen=True)
 class Model:
-    """A trained encoder, what it was trained with, where it is from, and, if it is a shared one, its card."""
+    """A trained encoder, what it was trained with, where it is from, and, if it is a shared one, its card.
+
+    network: the encoder, or what loads it when it is first needed: pairs that do without it need not wait for it.
+    """
 
     folder: Path
     configuration: Configuration
-    encoder: nn.Module
+    network: nn.Module | Callable[[], nn.Module]
     card: ModelCard | None = None
+
+    @cached_property
+    def encoder(self) -> nn.Module:
+        """The encoder, ready for inference."""
+        return self.network if isinstance(self.network, nn.Module) else self.network()
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A digest of all weights, by which a model is known again wherever its folder is."""
+        if self.card is not None:
+            return sha256(self.folder / WEIGHTS)
+        digest = hashlib.blake2b(digest_size=16)
+        for name, values in sorted(self.encoder.state_dict().items()):
+            digest.update(f"{name} {tuple(values.shape)} {values.dtype}".encode())
+            digest.update(values.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        return digest.hexdigest()
 
     @property
     def default_features(self) -> str:

@@ -1,6 +1,5 @@
 """What a registration uses: features, model, device and planned numbers, chosen the same way by the command and from Python."""
 
-import hashlib
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -54,7 +53,7 @@ class Setup:
         return {
             "features": self.kind,
             "model": None if self.model is None else str(self.model.folder),
-            "model_fingerprint": None if self.model is None else weights_fingerprint(self.model.encoder),
+            "model_fingerprint": None if self.model is None else self.model.fingerprint,
             "diffeomorphic": self.diffeomorphic,
             "tuned": self.tuned,
             "device": str(self.device),
@@ -176,15 +175,6 @@ def device_called(name: str | None) -> torch.device:
     if not available.get(device.type, False):
         raise ValueError(f"-device {name}: there is no such device here; use -device cpu.")
     return device
-
-
-def weights_fingerprint(network: torch.nn.Module) -> str:
-    """A digest of all weights, by which a model is known again wherever its folder is."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name, values in sorted(network.state_dict().items()):
-        digest.update(f"{name} {tuple(values.shape)} {values.dtype}".encode())
-        digest.update(values.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 def _times(values) -> str:

@@ -46,16 +46,20 @@ def write_shared_model(folder: Path, encoder: PrimusEncoder, plans: Plans, name:
     write_checksums(folder)
 
 
+def read_shared_model(folder: str | Path, way_out: str = WAY_OUT) -> tuple[Configuration, ModelCard]:
+    """Configuration and card of a shared model, all of its checksums verified first; its weights are not loaded."""
+    verify_checksums(Path(folder), way_out)
+    return read_configuration(folder), read_card(folder)
+
+
 def load_shared_model(folder: str | Path, device: torch.device | str, way_out: str = WAY_OUT
                       ) -> tuple[Configuration, PrimusEncoder, ModelCard]:  # fmt: skip
     """Configuration, encoder (float32, ready for inference) and card of a shared model, its checksums verified first.
 
     Raises ValueError for what was changed, is damaged, or does not fit together. way_out: ends messages about checksums.
     """
-    folder = Path(folder)
-    verify_checksums(folder, way_out)
-    configuration, card = read_configuration(folder), read_card(folder)
-    path = folder / WEIGHTS
+    configuration, card = read_shared_model(folder, way_out)
+    folder, path = Path(folder), Path(folder) / WEIGHTS
     try:
         weights = load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
