@@ -19,7 +19,8 @@ from nnssl_reg.registration.likely_turns import likelier_turns
 
 LEAST_SEEN = 8  # voxels and cells along each axis that the initial alignment compares, however thin a mask
 FINALISTS = 2  # turns that are aligned as thoroughly as the image as it is
-BETTER = 0.02  # of the cost of alignment: what a turn must gain
+SURE = 0.6  # cost of alignment below which no turn is looked for: turned patients had 0.67 and more
+BETTER = 0.03  # of that cost: what a turn must gain
 
 
 def found_start(mode: str, sides, features) -> tuple[InitialAlignment, AffineTransform | None]:
@@ -40,9 +41,12 @@ def better_turn(fixed: tuple[Image, FeatureMap], moving: tuple[Image, FeatureMap
     """The right-angled turn of the moving image about its centre with which it aligns better than as it is, None if none does.
 
     fixed, moving: what the initial alignment compares; alignment: what it found. Patients that lie alike resemble each other
-    more than turned ones do, whatever is in the headers.
+    more than turned ones do, whatever is in the headers. What aligns well is not turned: where there is little to see but an
+    outline, as of a limb, another turn may align as well.
     """
     (a, here), (b, there) = fixed, moving
+    if alignment.costs[alignment.name] < SURE:
+        return None
     turns = [AffineTransform.about(rotation, b.grid.center_mm) for rotation in right_angled_rotations()]
     best, least = None, alignment.costs[alignment.name] - BETTER
     for turn in likelier_turns(here, there, turns, turned_mind)[:FINALISTS]:
@@ -69,21 +73,21 @@ def degrees_of(turn: AffineTransform) -> int:
 
 def turned_pair(pair, turn: AffineTransform):
     """An ImagePair with its moving image, label and mask turned; says so."""
-    moving = pair.moving
     logging.getLogger("nnssl_reg").warning(
         "%s lies turned by %d degrees against %s, by what the two show, and is registered so. Check its header.",
-        moving.name, degrees_of(turn), pair.fixed.name)  # fmt: skip
-    parts = {name: getattr(moving, name) for name in ("image", "label", "mask")}
-    told = f"{moving.name} (turned by {degrees_of(turn)} degrees: {np.rint(turn.matrix[:3, :3]).astype(int).tolist()})"
+        pair.moving.name, degrees_of(turn), pair.fixed.name)  # fmt: skip
+    parts = {name: getattr(pair.moving, name) for name in ("image", "label", "mask")}
+    told = f"{pair.moving.name} (turned: {np.rint(turn.matrix[:3, :3]).astype(int).tolist()})"
     turned = {name: None if image is None else turned_image(image, turn) for name, image in parts.items()}
-    return replace(pair, moving=replace(moving, name=told, **turned))
+    return replace(pair, moving=replace(pair.moving, name=told, **turned))
 
 
 def turned_back(found, pair, turn: AffineTransform):
     """What was found of a turned pair, a DeformedPair, as that of the pair as it is."""
     back = turn.inverse()
     name = f"{found.alignment.name}, turned by {degrees_of(turn)} degrees"
-    alignment = replace(found.alignment, transform=found.alignment.transform.then(back), name=name)
+    alignment = InitialAlignment(found.alignment.transform.then(back), name,
+                                 found.alignment.costs | {name: found.alignment.costs[found.alignment.name]})  # fmt: skip
     features = found.features[0], FeatureMap(found.features[1].values, turned_grid(found.features[1].grid, back))
     return replace(found, images=(pair.fixed.image, pair.moving.image), alignment=alignment, features=features)
 

@@ -149,8 +149,7 @@ def deform_pair(pair: ImagePair, store: FeatureStore, plan: RegistrationPlan,
     if alignment is None:
         alignment, turn = found_start(plan.init, sides, (fixed, moving))
         if turn is not None:
-            found = deform_pair(turned_pair(pair, turn), store, replace(plan, init="affine"))
-            return turned_back(found, pair, turn)
+            return turned_back(deform_pair(turned_pair(pair, turn), store, replace(plan, init="affine")), pair, turn)
     _check_overlap(pair, alignment.transform)
     clock.lap("initial alignment")
     matches = None

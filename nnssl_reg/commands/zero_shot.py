@@ -46,7 +46,7 @@ class ZeroShotDice:
         return float(np.mean([self._dice(item, store, setup.registration) for item in self._items]))
 
     def _setup(self, encoder: nn.Module):
-        return make_setup([], self._device, kind="dino", model=replace(self._model, encoder=encoder))
+        return make_setup([], self._device, kind="dino", model=replace(self._model, network=encoder))
 
     def _dice(self, item: TuningPair, store, plan) -> float:
         found = deform_pair(read_pair(item.bare, store), store, plan, self._alignments.get(item.pair.id))

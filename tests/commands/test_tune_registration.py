@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from nnssl_reg.commands import pair_features, register_pair, tuning_trials
+from nnssl_reg.commands import pair_features, pair_start, register_pair, tuning_trials
 from nnssl_reg.commands.entry import main
 from nnssl_reg.evaluation.tuning_score import PairScore
 from nnssl_reg.geometry.image import Image
@@ -83,7 +83,7 @@ def scored(monkeypatch, score) -> None:
 
 def test_registrations_are_tuned_with_features_and_alignments_made_once_and_a_rerun_makes_none(folder, monkeypatch, capsys):
     features = counted(monkeypatch, pair_features, "mind_features")
-    alignments = counted(monkeypatch, register_pair, "initial_alignment")
+    alignments = counted(monkeypatch, pair_start, "initial_alignment")
     fields = counted(monkeypatch, register_pair, "register_features")
     flags = ("-i", folder / "pairs.json", *QUICK, "--init", "center", *SMOOTHNESS, "-trials", 3)
     assert tune(*flags) == 0
