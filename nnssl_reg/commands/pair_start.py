@@ -42,7 +42,7 @@ def better_turn(fixed: tuple[Image, FeatureMap], moving: tuple[Image, FeatureMap
 
     fixed, moving: what the initial alignment compares; alignment: what it found. Patients that lie alike resemble each other
     more than turned ones do, whatever is in the headers. What aligns well is not turned: where there is little to see but an
-    outline, as of a limb, another turn may align as well.
+    outline, another turn may align as well.
     """
     (a, here), (b, there) = fixed, moving
     if alignment.costs[alignment.name] < SURE:
