@@ -17,7 +17,7 @@ FLOORS = ({"geometry"}, {"imageio", "paths"}, {"planning", "architectures"},
           {"preprocessing", "pretraining", "features", "registration", "evaluation"}, {"commands"})  # fmt: skip
 LEVEL = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
 LOADED_WHERE_USED = {"SimpleITK", "matplotlib", "resource", "dynamic_network_architectures", "timm", "distributed", "triton"}
-NEEDS_TRITON = re.compile(r"_triton$|^kernels_cuda$")  # modules that only devices with Triton load
+LOADED_LATE = re.compile(r"_triton$|^kernels_cuda$|^sharding$")  # modules that not every device or torch can load
 SECTIONS = (plans.ChannelPlan, plans.ImagePlan, plans.NetworkPlan, plans.PretrainingPlan, plans.FeaturesPlan,
             plans.RegistrationPlan)  # fmt: skip
 
@@ -51,7 +51,7 @@ def test_imports_point_down_and_rooms_of_one_floor_are_strangers():
 def test_imports_are_absolute_and_at_the_top():
     for path, node in nodes((ast.Import, ast.ImportFrom)):
         assert getattr(node, "level", 0) == 0, f"{path}:{node.lineno} imports relatively"
-        at_top = node in PACKAGE[path].body or all(NEEDS_TRITON.search(alias.name) for alias in node.names)
+        at_top = node in PACKAGE[path].body or all(LOADED_LATE.search(alias.name) for alias in node.names)
         assert at_top or {m.split(".")[0] for m in modules(node)} <= LOADED_WHERE_USED, f"{path}:{node.lineno} imports inside"
         assert "importlib" not in modules(node) or path.name == "entry.py", f"{path} imports by name"
 

@@ -98,8 +98,7 @@ def memory_told(job: Job, cost: Cost) -> str:
         return f"{cost.gpu_bytes / GB:.1f} GB of the GPU's" + "".join(f", {part}" for part in main) + " (measured)"
     if job.run.device.type == "cpu" and main:
         return main[0] + " (measured)"
-    own = replace(plan, batch_size=plan.batch_size // job.run.processes.size)
-    return f"{training_bytes(network, own, 'bfloat16') / GB:.1f} GB (predicted)"
+    return f"{training_bytes(network, plan, 'bfloat16', job.run.processes.size) / GB:.1f} GB (predicted)"
 
 
 def pretrain(job: Job, stop: StopRequest, args: Namespace) -> int:
@@ -193,7 +192,10 @@ def told_groups(groups: Sequence[CaseGroup]) -> str:
 def devices(job: Job) -> str:
     """What the run computes on."""
     size = job.run.processes.size
-    return str(job.run.device) if size == 1 else f"{size} processes ({job.run.device.type})"
+    if size == 1:
+        return str(job.run.device)
+    shares = ", weights in shares" if job.run.configuration.pretraining.sharded else ""
+    return f"{size} processes ({job.run.device.type}{shares})"
 
 
 class Pictures:

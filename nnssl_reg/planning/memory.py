@@ -56,15 +56,20 @@ def bytes_per_crop(network: NetworkPlan, crop_size, loss_tokens: int, prototypes
     return encoder_bytes(network, crop_size, precision) + HEAD_ROWS * loss_tokens * prototypes * 4 * HEAD_COPIES
 
 
-def training_bytes(network: NetworkPlan, pretraining: PretrainingPlan, precision: str) -> float:
-    """Peak of pretraining: weights, their optimiser states, and the activations of a batch."""
+def training_bytes(network: NetworkPlan, pretraining: PretrainingPlan, precision: str, processes: int = 1) -> float:
+    """Peak of pretraining: weights, their optimiser states, and the activations of a batch.
+
+    processes: that share a batch, of one of which it is the peak. Blocks that it gathers for a moment are not counted.
+    """
     weights = (encoder_parameters(network) + head_parameters(network, pretraining)) * WEIGHT_BYTES
     if pretraining.gram_weight > 0:
         weights += 4 * encoder_parameters(network)  # the teacher as it was
+    if pretraining.sharded:
+        weights /= processes
     crop = bytes_per_crop(network, pretraining.crop_size, pretraining.loss_tokens, pretraining.prototypes, precision)
     crop += pretraining.global_crops * encoder_bytes(network, pretraining.crop_size, precision)
     crop += pretraining.local_crops * encoder_bytes(network, pretraining.local_crop_size, precision)
-    return weights + pretraining.batch_size * crop + 0.5 * GB  # 0.5: the CUDA context and workspaces
+    return weights + pretraining.batch_size / processes * crop + 0.5 * GB  # 0.5: the CUDA context and workspaces
 
 
 def inference_bytes(network: NetworkPlan, window_size) -> float:

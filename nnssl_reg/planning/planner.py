@@ -39,6 +39,7 @@ from nnssl_reg.planning.rules_pretraining import (
     head_choices,
     loss_choices,
     schedule_choices,
+    sharding_choice,
     steps_choices,
     view_choices,
     worker_choice,
@@ -137,6 +138,7 @@ def _pretraining_choices(data: DataSummary, shape, size: str, network: NetworkPl
         **further_view_choices(crop.value, network.patch_size),
         "workers": worker_choice(gpu_memory_gb),
         **gram_choices(steps["steps"].value),
+        "sharded": sharding_choice(size, network),
     }
 
 

@@ -91,6 +91,7 @@ class PretrainingPlan:
     local_crops: int = 0  # the same, of local_crop_size
     local_crop_size: tuple[int, int, int] = (0, 0, 0)  # voxels
     local_scale: tuple[float, float] = (0.3, 0.6)
+    sharded: bool = False  # several processes of a run each hold a share of weights, gradients, moments and teacher
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,14 @@
 import math
 
 from nnssl_reg.planning.choice import Choice
-from nnssl_reg.planning.memory import LARGE_GPU_GB
+from nnssl_reg.planning.memory import GB, LARGE_GPU_GB, WEIGHT_BYTES, encoder_parameters
+from nnssl_reg.planning.plans import NetworkPlan
 
 PASSES = {"small": 25, "large": 300}  # times that all the data's volume is seen, planned for a CPU, for a GPU
 STEPS = {"small": (1_000, 10_000), "large": (10_000, 150_000)}  # 150,000 is the published method's
 
 LONG_RUN = 50_000  # steps beyond which dense features decayed in DINOv3's runs without Gram anchoring
+SHARDED_SIZES = ("M", "L")
 SHORT_RUN = 10_000  # steps up to which a run needs a faster teacher and sharper targets than the published 150,000
 
 
@@ -130,6 +132,15 @@ def worker_choice(gpu_memory_gb: float) -> Choice:
     if gpu_memory_gb < LARGE_GPU_GB:
         return Choice(1, "on a CPU the network needs the other cores")
     return Choice(8, "enough to keep a GPU busy")
+
+
+def sharding_choice(size: str, network: NetworkPlan) -> Choice:
+    """Whether several processes hold what belongs to the weights in shares."""
+    gb = WEIGHT_BYTES * encoder_parameters(network) / GB
+    what = f"weights, gradients, moments and teacher of PRIMUS {size} take {gb:.1f} GB"
+    if size in SHARDED_SIZES:
+        return Choice(True, f"{what}, of which each of several processes holds its share; one alone holds all")
+    return Choice(False, f"off: {what}, little beside a batch, and gathering shares takes time")
 
 
 def head_choices(size: str) -> dict[str, Choice]:

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from nnssl_reg.architectures.primus_encoder import PrimusEncoder, build_encoder
 from nnssl_reg.imageio.json_files import atomic_path, from_dict, read_dataclass, read_json, write_json
 from nnssl_reg.planning.plans import Configuration, NetworkPlan, Plans, PretrainingPlan
+from nnssl_reg.pretraining.processes import whole
 from nnssl_reg.pretraining.recovery import Recovery
 from nnssl_reg.pretraining.student_teacher import StudentTeacher
 
@@ -52,13 +53,17 @@ def checkpoint_path(folder: str | Path, name: str) -> Path:
 
 def save_checkpoint(folder: str | Path, name: str, info: CheckpointInfo, pair: StudentTeacher,
                     optimizer: torch.optim.Optimizer, keep_previous: bool = True) -> Path:  # fmt: skip
-    """Write checkpoint_<name>. A kill at any moment leaves one usable.
+    """Write checkpoint_<name>, in the first of the processes that share the pair. A kill at any moment leaves one usable.
 
+    The file is the same whether they hold it in shares, which all of them put together here, or whole.
     keep_previous: with "latest", the one before becomes "previous"; else it is overwritten.
     """
     path, previous = checkpoint_path(folder, name), checkpoint_path(folder, "previous")
+    tensors = _tensors(pair, optimizer)
+    if not pair.processes.first:
+        return path
     with atomic_path(path) as temporary:
-        save_file(_tensors(pair, optimizer), temporary, metadata={"checkpoint": json.dumps(asdict(info))})
+        save_file(tensors, temporary, metadata={"checkpoint": json.dumps(asdict(info))})
         if name == "latest" and keep_previous and path.exists():
             os.replace(path, previous)
             if path.with_suffix(".json").exists():
@@ -208,12 +213,17 @@ def _opened(path: str | Path):
 
 
 def _tensors(pair: StudentTeacher, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """All tensors by name; optimiser state as optimizer.<key>.<parameter>."""
+    """All tensors by name, optimiser state as optimizer.<key>.<parameter>; in processes that do not write, none."""
     tensors = dict(pair.state_dict())
     for name, parameter in pair.student.named_parameters():
         for key, value in optimizer.state.get(parameter, {}).items():
             tensors[f"optimizer.{key}.{name}"] = value
-    return {key: value.detach().contiguous() for key, value in tensors.items()}
+    kept = {}
+    for key, value in tensors.items():  # one by one: a GPU need not have room for all of them whole
+        tensor = whole(value.detach())
+        if pair.processes.first:
+            kept[key] = tensor.cpu().contiguous()
+    return kept
 
 
 def _state_device(key: str, parameter: torch.Tensor) -> torch.device:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from nnssl_reg.pretraining.checkpoint import checkpoint_path, good_checkpoints, readable_checkpoints
 from nnssl_reg.pretraining.monitors import health
-from nnssl_reg.pretraining.probe import Probe, ProbeClock, ProbeResult
+from nnssl_reg.pretraining.probe import Probe, ProbeClock
+from nnssl_reg.pretraining.processes import assembled
 from nnssl_reg.pretraining.recovery import MAX_RECOVERIES, Recovery, Trouble, advice, described, gentler
 from nnssl_reg.pretraining.training_log import TrainingLog
 from nnssl_reg.pretraining.training_state import Run, TrainingState, save, start
@@ -29,19 +30,25 @@ def watch(run: Run, state: TrainingState, row: dict[str, float | None], log: Tra
     state.health = found
 
 
-def probed(run: Run, state: TrainingState, folder: Path, log: TrainingLog, probe: Probe, clock: ProbeClock) -> ProbeResult:
+def probed(run: Run, state: TrainingState, folder: Path, log: TrainingLog, probe: Probe | None,
+           clock: ProbeClock) -> dict[str, float]:  # fmt: skip
     """Probe the teacher; keep it as checkpoint_best if its recall is the best so far (of equals, the smaller error).
 
-    By recall, because the median error hardly moves while more or less than half of all tokens are found.
+    By recall, because the median error hardly moves while more or less than half of all tokens are found. All processes of a
+    run come here; what was found, as columns of the log, is the first one's: the others have no probe.
     """
     began = time.perf_counter()
-    result = probe(state.pair.teacher.encoder)
+    with assembled(state.pair.teacher):
+        result = probe(state.pair.teacher.encoder) if probe is not None else None
     clock.took(time.perf_counter() - began)
-    log.line(f"step {state.step}: probe: {result}")
-    best = best_probe(folder)
-    if state.step > 0 and (best is None or (result.recall, -result.error_mm) > best):
+    better = False
+    if result is not None:
+        log.line(f"step {state.step}: probe: {result}")
+        best = best_probe(folder)
+        better = state.step > 0 and (best is None or (result.recall, -result.error_mm) > best)
+    if run.processes.any(better, run.device):
         save(run, state, folder, "best", result)
-    return result
+    return {} if result is None else result.row()
 
 
 def best_probe(folder: Path) -> tuple[float, float] | None:

@@ -1,6 +1,7 @@
 """Processes: those that share the crops of a step, and the sums and rows that they need of each other."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -92,3 +93,24 @@ class Processes:
 
 
 ALONE = Processes()
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor; one that the processes hold in shares (a DTensor) is put together by all of them."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+@contextlib.contextmanager
+def assembled(module: nn.Module) -> Iterator[None]:
+    """Within, each process has the weights of a module whole that all hold in shares; a module that is whole stays so.
+
+    All processes enter, but what each does with the module is its own affair.
+    """
+    if not hasattr(module, "unshard"):
+        yield
+        return
+    module.unshard()
+    try:
+        yield
+    finally:
+        module.reshard()

@@ -1,7 +1,10 @@
 """What a configuration must fulfil before training starts: all that is wrong with it, in one message."""
 
+import torch
+
 from nnssl_reg.planning.plans import Configuration
 
+SHARDING_TORCH = (2, 6)  # the first with torch.distributed.fsdp.fully_shard
 CENTERINGS = ("sinkhorn", "centre")
 
 
@@ -19,19 +22,14 @@ def require_trainable(configuration: Configuration, processes: int = 1) -> None:
     require(fits, "crop_size", f"whole patches of {network.patch_size} along every axis")
     head = network.embed_dim / max(1, network.num_heads)
     require(network.num_heads > 0 and head % 6 == 0, "embed_dim", f"num_heads ({network.num_heads}) times a multiple of 6")
-    for name in (
-        "batch_size",
-        "steps",
-        "steps_per_epoch",
-        "warmup_steps",
-        "loss_tokens",
-        "head_hidden_dim",
-        "head_bottleneck_dim",
-    ):
+    counts = ("batch_size", "steps", "steps_per_epoch", "warmup_steps", "loss_tokens", "head_hidden_dim",
+              "head_bottleneck_dim")  # fmt: skip
+    for name in counts:
         require(vars(plan)[name] >= 1, name, "at least 1")
     if processes > 1:
-        shared = plan.batch_size % processes == 0
-        require(shared, "batch_size", f"a multiple of {processes}, the processes that share it")
+        require(plan.batch_size % processes == 0, "batch_size", f"a multiple of {processes}, the processes that share it")
+        able = tuple(map(int, torch.__version__.split(".")[:2])) >= SHARDING_TORCH
+        require(able or not plan.sharded, "sharded", f"false with torch {torch.__version__}; true needs 2.6 or newer")
     require(plan.prototypes >= 2, "prototypes", "at least 2")
     if plan.local_crops > 0:
         whole = all(n >= p and n % p == 0 for n, p in zip(plan.local_crop_size, network.patch_size))

@@ -13,7 +13,7 @@ from nnssl_reg.architectures.projection_head import ProjectionHead
 from nnssl_reg.planning.plans import NetworkPlan, PretrainingPlan
 from nnssl_reg.pretraining.losses import centred, cross_entropy, gram, koleo, moved_centre, sinkhorn
 from nnssl_reg.pretraining.masking import choose_tokens
-from nnssl_reg.pretraining.processes import ALONE, Processes
+from nnssl_reg.pretraining.processes import ALONE, Processes, assembled
 from nnssl_reg.pretraining.schedules import StepSettings
 from nnssl_reg.pretraining.views import Views
 
@@ -117,9 +117,10 @@ class StudentTeacher(nn.Module):
     @torch.no_grad()
     def teacher_targets(self, views: Views, chosen: ChosenTokens, temperature: float) -> Targets:
         """The teacher sees whole images."""
-        tokens = self.teacher.encoder(views.teacher)
-        class_logits = self.teacher.class_head(tokens.class_token)  # (B, K)
-        patch_logits = self.teacher.patch_head(tokens.patch_tokens.flatten(0, 1)[chosen.index])  # (M + V, K)
+        with assembled(self.teacher):
+            tokens = self.teacher.encoder(views.teacher)
+            class_logits = self.teacher.class_head(tokens.class_token)  # (B, K)
+            patch_logits = self.teacher.patch_head(tokens.patch_tokens.flatten(0, 1)[chosen.index])  # (M + V, K)
         if self.plan.centering == "sinkhorn":
             patch_targets = sinkhorn(patch_logits, temperature, processes=self.processes)
         else:
@@ -135,11 +136,12 @@ class StudentTeacher(nn.Module):
         whole = whole_samples(views.mask)
         some = torch.randperm(tokens.shape[1], generator=generator, device=tokens.device)[: self.plan.loss_tokens]
         loss = tokens.sum() * 0.0  # where this process has no whole sample
-        if whole.any():
-            with torch.no_grad():
-                anchors = self.anchor_encoder(views.teacher[whole]).patch_tokens
-            share = whole.sum() / whole_samples(views.all_masks).sum()
-            loss = gram(tokens[:, some], anchors[:, some]) * share
+        with assembled(self.anchor_encoder):
+            if whole.any():
+                with torch.no_grad():
+                    anchors = self.anchor_encoder(views.teacher[whole]).patch_tokens
+                share = whole.sum() / whole_samples(views.all_masks).sum()
+                loss = gram(tokens[:, some], anchors[:, some]) * share
         return self.processes.joined({"gram_loss": loss})["gram_loss"]
 
     def compare(self, targets: Targets, outputs: Outputs, chosen: ChosenTokens, views: Views) -> dict[str, torch.Tensor]:
@@ -170,7 +172,7 @@ class StudentTeacher(nn.Module):
 
     @torch.no_grad()
     def update_teacher(self, momentum: float) -> None:
-        """teacher = momentum * teacher + (1 - momentum) * student."""
+        """teacher = momentum * teacher + (1 - momentum) * student; each process moves its shares, if they are sharded."""
         teacher, student = list(self.teacher.parameters()), list(self.student.parameters())
         torch._foreach_lerp_(teacher, student, 1 - momentum)
 

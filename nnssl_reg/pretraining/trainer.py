@@ -13,6 +13,7 @@ from nnssl_reg.pretraining.crop_loader import close_loader, open_loader
 from nnssl_reg.pretraining.guards import go_back, probed, require_finite, watch
 from nnssl_reg.pretraining.optimizer import apply_settings
 from nnssl_reg.pretraining.probe import Probe, ProbeClock
+from nnssl_reg.pretraining.processes import assembled, whole
 from nnssl_reg.pretraining.recovery import Trouble
 from nnssl_reg.pretraining.schedules import settings_at
 from nnssl_reg.pretraining.student_teacher import Targets
@@ -25,7 +26,10 @@ LOG_STEPS = 10  # steps averaged into one row of the log
 
 @dataclass(frozen=True)
 class Observer:
-    """What the caller wants to hear. should_stop: asked after every step; true saves and ends the run."""
+    """What the caller wants to hear. should_stop: asked after every step; true saves and ends the run.
+
+    on_epoch: while it is called, the state's teacher is whole.
+    """
 
     on_step: Callable[[int, float], None] = lambda step, loss: None
     on_epoch: Callable[[TrainingState, TrainingLog], None] = lambda state, log: None
@@ -62,8 +66,8 @@ def train(
     Raises ValueError where that has not helped.
     """
     clock, probe = ProbeClock(), probe if run.processes.first else None
-    if probe is not None and state.step == 0 and not log.rows:
-        log.row({"step": 0, **probed(run, state, folder, log, probe, clock).row()})
+    if run.processes.any(probe is not None and state.step == 0 and not log.rows, run.device):
+        log.row({"step": 0, **probed(run, state, folder, log, probe, clock)})
     while True:
         try:
             finished = train_on(run, state, folder, log, observer, probe, clock)
@@ -97,13 +101,14 @@ def train_on(run: Run, state: TrainingState, folder: Path, log: TrainingLog, obs
             if state.step % LOG_STEPS == 0 or last:
                 row = row_of(state.step, averages.take(), targets, state.pair)
                 watch(run, state, row, log)
-                asked = probe is not None and (last or clock.due() and not stopping)
-                log.row({**row, **(probed(run, state, folder, log, probe, clock).row() if asked else {})})
+                asked = run.processes.any(probe is not None and (last or clock.due() and not stopping), run.device)
+                log.row({**row, **(probed(run, state, folder, log, probe, clock) if asked else {})})
             if state.step % plan.steps_per_epoch == 0 or last or stopping:
                 save(run, state, folder, "latest")
                 row = log.trained
                 log.line(f"{state.health}: {describe(row, plan)}" if row else f"step {state.step} of {plan.steps}")
-                observer.on_epoch(state, log)
+                with assembled(state.pair.teacher):
+                    observer.on_epoch(state, log)
             if stopping or last:
                 return last
     finally:
@@ -148,7 +153,7 @@ def learn(run: Run, state: TrainingState, views: Views) -> tuple[dict[str, torch
         losses, targets = state.pair.losses(views, settings, on_device, state.student)
     state.optimizer.zero_grad(set_to_none=True)
     (processes.size * losses["total"]).backward()  # the mean of the processes' gradients becomes their sum
-    norm = torch.nn.utils.clip_grad_norm_(state.pair.student.parameters(), plan.gradient_clip)
+    norm = whole(torch.nn.utils.clip_grad_norm_(state.pair.student.parameters(), plan.gradient_clip))
     values = {**{name: loss.detach().float() for name, loss in losses.items()}, "gradient_norm": norm.float()}
     apply_settings(state.optimizer, settings)
     # fused AdamW leaves the weights where this is not 0, as for torch's GradScaler, and no one waits for the device to say so

@@ -52,7 +52,7 @@ class Run:
 class TrainingState:
     """What changes: the networks, the optimiser's moments, the steps done, the last light, the recoveries so far.
 
-    student: the pair's, wrapped so that the processes of a run share its gradients.
+    student: the pair's, such that the processes of a run share its gradients (see `spread`).
     """
 
     pair: StudentTeacher
@@ -85,14 +85,22 @@ def start(
         restore(checkpoint, pair, optimizer)
     moments = [value for moments in optimizer.state.values() for value in moments.values()]
     run.processes.require_same([*pair.state_dict().values(), *moments, torch.tensor(step), torch.tensor(len(recoveries))])
-    return TrainingState(pair, run.processes.shared(pair.student), optimizer, step, recoveries=recoveries)
+    return TrainingState(pair, spread(pair, optimizer, run.device), optimizer, step, recoveries=recoveries)
+
+
+def spread(pair: StudentTeacher, optimizer: torch.optim.Optimizer, device: torch.device) -> nn.Module:
+    """The student to call in training. Alone it is as it is; several processes share its gradients, or with plan.sharded
+    its weights and moments, and the teacher, too."""
+    if pair.processes.size > 1 and pair.plan.sharded:
+        from nnssl_reg.pretraining import sharding  # here, because torch has it since 2.6 only, and it takes a while to load
+
+        return sharding.shard(pair, optimizer, device)
+    return pair.processes.shared(pair.student)
 
 
 def save(run: Run, state: TrainingState, folder: Path, name: str, probe: ProbeResult | None = None,
          keep_previous: bool = True) -> None:  # fmt: skip
-    """Write a checkpoint of the state, in the first of a run's processes."""
-    if not run.processes.first:
-        return
+    """Write a checkpoint of the state. All processes of a run come here; the first one writes."""
     info = replace(run.info(state.step), light=state.health.light, recoveries=state.recoveries)
     if probe is not None:
         info = replace(info, probe_recall=probe.recall, probe_error_mm=probe.error_mm)

@@ -30,7 +30,7 @@ from nnssl_reg.pretraining.student_teacher import StudentTeacher
 
 PRETRAINING = {"crop_size": (8, 8, 8), "mask_ratio": (0.4, 0.6), "zoom": (1.0, 1.0), "centering": "sinkhorn", "prototypes": 8,
                "global_crops": 0, "global_scale": (0.6, 1.0), "local_crops": 0, "local_crop_size": (4, 4, 4),
-               "local_scale": (0.3, 0.6)}  # fmt: skip
+               "local_scale": (0.3, 0.6), "sharded": False}  # fmt: skip
 FEATURES = {"window_size": (64, 64, 64), "window_overlap": 0.25, "token_shifts": (1, 1, 1), "components": 6,
             "mind_spacing_mm": (4.0, 4.0, 4.0), "mind_scales": ((1, 2),), "mind_stride": (2, 2, 2),
             "mind_noise_ct": 0.1, "projection": "discriminant", "intensity_share": 0.33, "dino_share": 0.25}  # fmt: skip
