@@ -89,8 +89,10 @@ def start(
 
 
 def spread(pair: StudentTeacher, optimizer: torch.optim.Optimizer, device: torch.device) -> nn.Module:
-    """The student to call in training. Alone it is as it is; several processes share its gradients, or with plan.sharded
-    its weights and moments, and the teacher, too."""
+    """The student to call in training; the one place that decides what several processes share besides the batch.
+
+    Its gradients, or with plan.sharded all that belongs to the weights. A process alone has all of it.
+    """
     if pair.processes.size > 1 and pair.plan.sharded:
         from nnssl_reg.pretraining import sharding  # here, because torch has it since 2.6 only, and it takes a while to load
 
