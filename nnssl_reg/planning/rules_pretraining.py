@@ -8,9 +8,9 @@ from nnssl_reg.planning.plans import NetworkPlan
 
 PASSES = {"small": 25, "large": 300}  # times that all the data's volume is seen, planned for a CPU, for a GPU
 STEPS = {"small": (1_000, 10_000), "large": (10_000, 150_000)}  # 150,000 is the published method's
+SHARDED_SIZES = ("M", "L")  # of which several processes hold shares: 3 GB and more in all
 
 LONG_RUN = 50_000  # steps beyond which dense features decayed in DINOv3's runs without Gram anchoring
-SHARDED_SIZES = ("M", "L")
 SHORT_RUN = 10_000  # steps up to which a run needs a faster teacher and sharper targets than the published 150,000
 
 

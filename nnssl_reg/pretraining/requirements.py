@@ -4,7 +4,7 @@ import torch
 
 from nnssl_reg.planning.plans import Configuration
 
-SHARDING_TORCH = (2, 6)  # the first with torch.distributed.fsdp.fully_shard
+SHARDING_TORCH = (2, 6)  # has torch.distributed.fsdp.fully_shard, as the first
 CENTERINGS = ("sinkhorn", "centre")
 
 

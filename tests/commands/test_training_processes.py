@@ -27,11 +27,16 @@ def started(*flags: str) -> subprocess.Popen:
     return subprocess.Popen([*TOGETHER, *flags], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def test_two_processes_train_one_run_and_each_thing_is_said_once(trainable):
-    with started() as process:
+@pytest.mark.parametrize(("flags", "told"), [
+    ((), "2 processes (cpu)"),
+    pytest.param(("--set", "pretraining.sharded=true"), "2 processes (cpu, weights in shares)", marks=pytest.mark.slow),
+])  # fmt: skip
+def test_two_processes_train_one_run_and_each_thing_is_said_once(trainable, flags, told):
+    with started(*flags) as process:
         said, error = process.communicate(timeout=900)
     assert process.returncode == 0, error
-    assert said.count("Finished after 4 steps") == 1 == said.count("2 processes (cpu)") == said.count("Best by the probe")
+    assert said.count("Finished after 4 steps") == 1 == said.count(told) == said.count("Best by the probe")
+    assert (trainable / "pca_latest.png").exists()
     assert read_info(checkpoint_path(trainable, "final")).step == 4
     assert len(list(trainable.glob("training_log_*.txt"))) == 1
     assert not list(trainable.glob(".*partial*"))

@@ -1,17 +1,20 @@
 """Truths about plans: tokens are near-cubes, crops fit data and memory, every number has a reason and fits its neighbours."""
 
 import math
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 
 import numpy as np
 import pytest
 
 from nnssl_reg.imageio.json_files import read_dataclass, write_json
+from nnssl_reg.planning.choice import Choice, section
 from nnssl_reg.planning.fingerprint import CaseFingerprint, Fingerprint, merge
-from nnssl_reg.planning.memory import GB, precision_for, training_bytes
+from nnssl_reg.planning.memory import GB, encoder_parameters, head_parameters, precision_for, training_bytes
 from nnssl_reg.planning.planner import LOWRES_AT_MOST, LOWRES_COVERS, TOO_LITTLE, crop_coverage, plan
-from nnssl_reg.planning.plans import PLANS_VERSION, Plans
+from nnssl_reg.planning.plans import PLANS_VERSION, NetworkPlan, Plans
 from nnssl_reg.planning.rules_image import MAX_TOKENS, DataSummary, target_spacing
+from nnssl_reg.planning.rules_network import network_choices
+from nnssl_reg.planning.rules_pretraining import sharding_choice
 
 MEMORIES = (4, 8, 12, 16, 24, 48, 80)
 
@@ -134,6 +137,28 @@ def test_more_memory_and_more_data_never_mean_a_smaller_network():
     assert widths == sorted(widths) and widths[0] == 192
     many = fingerprint(*[((100, 100, 100), (2.0, 2.0, 2.0))] * 3000)
     assert fullres(many, 80).network.embed_dim > fullres(ABDOMEN_CT, 80).network.embed_dim
+
+
+def test_several_processes_hold_shares_of_the_two_largest_networks_only():
+    many = fingerprint(*[((100, 100, 100), (2.0, 2.0, 2.0))] * 3000)
+    planned = {fullres(many, memory).network.embed_dim: fullres(many, memory) for memory in (8, 16, 24, 40)}
+    assert {width: found.pretraining.sharded for width, found in planned.items()} == {
+        192: False,
+        396: False,
+        792: False,
+        864: True,
+    }
+    assert "PRIMUS M take 2.9 GB" in planned[864].reasons["pretraining.sharded"]
+    assert sharding_choice("L", section(NetworkPlan, network_choices(Choice("L", ""), Choice((4, 4, 4), "")))).value
+
+
+def test_each_of_several_processes_needs_its_part_of_the_batch_and_its_share_of_the_weights():
+    network, pretraining = fullres(BRAIN, 24).network, replace(fullres(BRAIN, 24).pretraining, batch_size=8)
+    each = training_bytes(network, replace(pretraining, batch_size=2), "bfloat16")
+    assert training_bytes(network, pretraining, "bfloat16", 4) == pytest.approx(each)
+    weights = encoder_parameters(network) + head_parameters(network, pretraining)
+    shares = training_bytes(network, replace(pretraining, sharded=True), "bfloat16", 4)
+    assert each - shares == pytest.approx(3 / 4 * 5 * 4 * weights)  # weights, gradients, two moments, teacher in float32
 
 
 def test_a_given_spacing_is_kept_and_its_patch_fitted():

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+import torch
 
 from nnssl_reg.pretraining.requirements import require_trainable
 
@@ -19,6 +20,16 @@ def test_further_views_are_whole_patches_inside_their_crops(configuration, plan)
         assert part in str(error.value)
     unused = replace(plan, local_crop_size=(0, 0, 0))
     require_trainable(replace(configuration, pretraining=unused))
+
+
+def test_weights_in_shares_need_a_torch_that_has_them_and_more_than_one_process(configuration, plan, monkeypatch):
+    sharded = replace(configuration, pretraining=replace(plan, sharded=True))
+    require_trainable(sharded, 2)
+    monkeypatch.setattr(torch, "__version__", "2.5.1+cu124")
+    require_trainable(sharded)
+    require_trainable(configuration, 2)
+    with pytest.raises(ValueError, match=r"sharded is True but should be false with torch 2.5.1.*2.6 or newer.*--set"):
+        require_trainable(sharded, 2)
 
 
 def test_every_value_that_cannot_be_trained_with_is_named(configuration, plan):
