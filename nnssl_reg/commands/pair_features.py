@@ -19,12 +19,13 @@ from nnssl_reg.features.discriminant import joint_discriminant
 from nnssl_reg.features.encode import encode
 from nnssl_reg.features.local_intensity import contrast_agreement, local_intensity, voxel_intensity
 from nnssl_reg.features.mind import mind_features
+from nnssl_reg.features.noise import noise_share, smoothing_mm
 from nnssl_reg.features.pca import joined, joint_pca
 from nnssl_reg.features.soft_tissue import soft_tissue_contrast
 from nnssl_reg.geometry.displacement import DisplacementField
 from nnssl_reg.geometry.grid import Grid
 from nnssl_reg.geometry.image import FeatureMap, Image
-from nnssl_reg.geometry.sampling import resample
+from nnssl_reg.geometry.sampling import resample, smooth_gaussian
 from nnssl_reg.imageio.images import read_image
 from nnssl_reg.imageio.model_folder import WEIGHTS, sha256
 from nnssl_reg.imageio.raw_dataset import guess_modality
@@ -38,6 +39,7 @@ from nnssl_reg.registration.cells import feature_scale
 log = logging.getLogger("nnssl_reg")
 OBLIQUE_DEGREES = 10.0  # beyond it, features along the array's axes would no longer match those along the world's
 ALIGNING_SCALES = ((1, 2),)  # of the MIND features that the initial alignment compares: the published ones
+CELLS_SMOOTHED = 0.5  # of a feature cell: noise is not smoothed further, for features are means over cells anyway
 KEPT_SHARE, KEPT_MOST = 0.2, 2**30  # of the free memory, and bytes, for images and features that a later pair may want again
 
 
@@ -77,10 +79,14 @@ class Model:
 
 @dataclass(frozen=True)
 class Look:
-    """How both images of a pair are looked at: kind "mind", "dino" or "dino+mind"; noise: of MIND, see FeaturesPlan."""
+    """How both images of a pair are looked at: kind "mind", "dino" or "dino+mind"; noise: of MIND, see FeaturesPlan.
+
+    smoothing_mm: of what hand-made features see, in both images alike, where one is noisy.
+    """
 
     kind: str
     noise: float
+    smoothing_mm: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -108,19 +114,21 @@ class FeatureStore:
                  kept_bytes: float | None = None):  # fmt: skip
         self.kind, self.plan, self.model, self.device, self.volume = kind, plan, model, device, volume
         self.kept_bytes = _kept_bytes(device) if kept_bytes is None else kept_bytes
-        self._kept: OrderedDict[tuple[Path, str | None, float], ImageFeatures] = OrderedDict()
+        self._kept: OrderedDict[tuple[Path, str | None, float, float], ImageFeatures] = OrderedDict()
         self._lock = threading.Lock()  # of _kept, which `read` looks into from another thread
 
     def look(self, *images: tuple[str | None, Image]) -> Look:
         """How the images of a pair are looked at, each given with its channel's name or None.
 
         MIND's noise is CT's own among CT alone: where one image counts faint texture and the other does not, flat places look
-        different everywhere.
+        different everywhere. So it would with noise in one of them alone, hence both are smoothed alike.
         """
         ct = [_seems_ct(*image) for image in images]
         across = any(ct) and not all(ct)
         kind = self.kind if self.kind != "auto" else "dino+mind" if across else "mind"
-        return Look(kind, self.plan.mind_noise_ct if all(ct) else self.plan.mind_noise)
+        most = CELLS_SMOOTHED * max(np.multiply(self.plan.mind_spacing_mm, self.plan.mind_stride))
+        smoothing = max(_smoothing_mm(image, is_ct, most) for (_, image), is_ct in zip(images, ct))
+        return Look(kind, self.plan.mind_noise_ct if all(ct) else self.plan.mind_noise, smoothing)
 
     def of(self, name: str | Path, channel_name: str | None, look: Look, image: Image | None = None,
            aligns: bool = True) -> ImageFeatures:  # fmt: skip
@@ -128,16 +136,16 @@ class FeatureStore:
 
         channel_name ("CT", "MR") chooses the normalisation for a model; aligns: whether those of the initial alignment, too.
         """
-        key = (Path(name).resolve(), channel_name, look.noise)
+        key = (Path(name).resolve(), channel_name, look.noise, look.smoothing_mm)
         with self._lock:
             features = self._kept.get(key)
         learned = look.kind != "mind"
         if features is None or (aligns and features.aligning is None) or (learned and features.tokens is None):
             image = features.image if features else self.read(Path(name)) if image is None else image
             upright = _upright(image)
-            features = features or self._computed(image, upright, channel_name, look.noise)
+            features = features or self._computed(image, upright, channel_name, look)
             if aligns and features.aligning is None:
-                voxels = self._voxels(upright, _seems_ct(channel_name, image))
+                voxels = self._voxels(upright, _seems_ct(channel_name, image), look.smoothing_mm)
                 # flat places that say little would let backgrounds that overlap pass for patients that do
                 features = replace(features, aligning=mind_features(*voxels, ALIGNING_SCALES, 0.0, self.plan.mind_stride))
             if learned and features.tokens is None:
@@ -198,17 +206,20 @@ class FeatureStore:
     def _discriminates(self, look: Look) -> bool:
         return look.kind != "mind" and self.plan.projection == "discriminant"
 
-    def _computed(self, image: Image, upright: Image, channel_name: str | None, noise: float) -> ImageFeatures:
-        voxels = self._voxels(upright, _seems_ct(channel_name, image))
-        mind = mind_features(*voxels, self.plan.mind_scales, noise, self.plan.mind_stride)
+    def _computed(self, image: Image, upright: Image, channel_name: str | None, look: Look) -> ImageFeatures:
+        voxels = self._voxels(upright, _seems_ct(channel_name, image), look.smoothing_mm)
+        mind = mind_features(*voxels, self.plan.mind_scales, look.noise, self.plan.mind_stride)
         intensity = local_intensity(*voxels, self.plan.mind_stride) if self._asks_contrast else None
         return ImageFeatures(image, mind, intensity, None)
 
-    def _voxels(self, upright: Image, ct: bool) -> tuple[torch.Tensor, Grid]:
+    def _voxels(self, upright: Image, ct: bool, smoothing_mm: float = 0.0) -> tuple[torch.Tensor, Grid]:
         """What hand-made features see of an image, (X, Y, Z) at the spacing of MIND on the device, and its grid."""
         grid = upright.grid.with_spacing(self.plan.mind_spacing_mm)
         values = torch.from_numpy(resample(upright, grid).array[0]).to(self.device)
-        return soft_tissue_contrast(values) if ct else values, grid
+        values = soft_tissue_contrast(values) if ct else values
+        if smoothing_mm > 0:
+            values = smooth_gaussian(values[None], [smoothing_mm / s for s in grid.spacing_mm])[0]
+        return values, grid
 
     def _tokens(self, image: Image, path: Path, channel_name: str | None) -> FeatureMap:
         plan = self.model.configuration.image
@@ -230,6 +241,12 @@ def _joined(first: tuple[FeatureMap, FeatureMap], second: tuple[FeatureMap, Feat
 def _seems_ct(channel_name: str | None, image: Image) -> bool:
     """Whether an image is CT, by the name of its channel or else by its intensities."""
     return is_ct(channel_name or guess_modality(image))
+
+
+def _smoothing_mm(image: Image, ct: bool, most_mm: float) -> float:
+    """How far noise wants an image smoothed, see features/noise.py."""
+    share = noise_share(image.array[0], soft_tissue_contrast if ct else None)
+    return smoothing_mm(share, image.grid.spacing_mm, most_mm)
 
 
 def _upright(image: Image) -> Image:

@@ -24,6 +24,7 @@ MEANING = {
     "maps": "a point of the fixed image to the moving point that corresponds to it; images are pulled the other way, "
     "warped(p) = moving(p + field(p))",
     "features": "what was matched: mind (hand-made), dino (learned), or both",
+    "smoothing_mm": "standard deviation of the Gaussian through which features saw both images, because one is noisy",
     "contrast": "how well local intensities agree after a first match beside MIND, and whether they served; null: not wanted",
     "initial_matrix": "initial alignment, fixed world -> moving world, homogeneous RAS mm",
 }
@@ -81,7 +82,8 @@ def _sidecar(pair: Pair, done: RegisteredPair, settings: dict, seconds: float, s
         "displacement_mm": {"mean": float(length.mean()), "max": float(length.max())},
         **written.sidecar(),
         "initial": {"name": done.alignment.name, "costs": done.alignment.costs},
-        "features": done.kind,
+        "features": done.look.kind,
+        "smoothing_mm": done.look.smoothing_mm,
         "contrast": None if done.contrast is None else asdict(done.contrast),
         "initial_matrix": done.alignment.transform.matrix.tolist(),
         **({} if done.flow is None else {"diffeomorphic": {"mean_mm_from_the_field_found": done.flow.distance_mm}}),

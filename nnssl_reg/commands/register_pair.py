@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from nnssl_reg.commands.pair_features import FeatureStore
+from nnssl_reg.commands.pair_features import FeatureStore, Look
 from nnssl_reg.commands.pair_start import found_start, seen_from, turned_back, turned_pair
 from nnssl_reg.features.local_intensity import AGREES, TELLS_MORE
 from nnssl_reg.geometry.affine import AffineTransform
@@ -68,7 +68,7 @@ class RegisteredPair:
     image's own); field: both, on the fixed image's own grid. features: of fixed and moving, as registered; apart_mm: at the
     fixed feature cells, between the registrations of the two directions (X, Y, Z), None if only one was made.
     counted: the fixed cells that its mask leaves, (X, Y, Z) bool, None without one. seconds: per stage.
-    contrast: None where local intensity was not wanted. kind: of the features.
+    contrast: None where local intensity was not wanted. look: with which both images were seen.
     landmarks: of the fixed and of the moving image, (N, 3) RAS mm each, if there are any.
     flow: the deformation and its inverse, if it was made diffeomorphic. rigid: the regions that move as rigid bodies.
     """
@@ -88,7 +88,7 @@ class RegisteredPair:
     rigid: tuple[RigidRegion, ...] = ()
     counted: torch.Tensor | None = None
     contrast: Contrast | None = None
-    kind: str = "mind"
+    look: Look = Look("mind", 0.0)
 
     def inverse(self, grid: Grid) -> DisplacementField:
         """The field that leads moving points back to fixed points, on a grid in the moving world."""
@@ -110,7 +110,7 @@ class DeformedPair:
     seconds: dict[str, float]
     counted: torch.Tensor | None = None
     contrast: Contrast | None = None
-    kind: str = "mind"
+    look: Look = Look("mind", 0.0)
 
 
 def register_pair(pair: ImagePair, store: FeatureStore, plan: RegistrationPlan, *, is_diffeomorphic: bool = False,
@@ -130,7 +130,7 @@ def register_pair(pair: ImagePair, store: FeatureStore, plan: RegistrationPlan, 
     clock.lap("field")
     return RegisteredPair(*found.images, pair.fixed.label, pair.moving.label, alignment, deformation, field, found.features,
                           found.apart_mm, clock.seconds, pair.landmarks, flow, rigid, found.counted,
-                          found.contrast, found.kind)  # fmt: skip
+                          found.contrast, found.look)  # fmt: skip
 
 
 def deform_pair(pair: ImagePair, store: FeatureStore, plan: RegistrationPlan,
@@ -175,7 +175,7 @@ def deform_pair(pair: ImagePair, store: FeatureStore, plan: RegistrationPlan,
     deformation = field.on(_covering(field.grid, fixed.image.grid))
     contrast = None if agreement is None else Contrast(agreement, bright)
     return DeformedPair((fixed.image, moving.image), alignment, deformation, maps, apart_mm, clock.seconds, counted, contrast,
-                        look.kind)  # fmt: skip
+                        look)  # fmt: skip
 
 
 def _deformation(pair: ImagePair, maps: tuple[FeatureMap, FeatureMap], alignment: InitialAlignment, plan: RegistrationPlan):

@@ -38,11 +38,14 @@ THIN_MM = 4.0  # slices up to this become three times as thick, thicker ones twi
 
 
 def noisy(share: float) -> Callable[[Image, np.random.Generator], Image]:
-    """Gaussian noise; its standard deviation is a share of the range between the 1st and the 99th percentile."""
+    """Noise whose standard deviation is a share of the range between the 1st and the 99th percentile: Gaussian, or, where no
+    value is below 0, Rician, as magnitudes have it (MR)."""
 
     def change(image: Image, rng: np.random.Generator) -> Image:
         low, high = np.percentile(image.array, (1, 99))
-        return Image(image.array + rng.normal(0, share * (high - low), image.array.shape).astype(np.float32), image.grid)
+        real, imaginary = (rng.normal(0, share * (high - low), image.array.shape).astype(np.float32) for _ in range(2))
+        changed = image.array + real
+        return Image(changed if image.array.min() < 0 else np.hypot(changed, imaginary), image.grid)
 
     return change
 

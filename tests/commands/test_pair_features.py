@@ -77,6 +77,20 @@ def test_faint_texture_counts_where_both_images_are_ct_and_not_beside_mr(store_o
     assert torch.equal(store.of(files[0], "CT", Look("mind", plan.mind_noise_ct)).mind.values, faint)
 
 
+def test_both_images_are_smoothed_alike_where_one_is_noisy(store_of, files):
+    store = store_of("mind")
+    image, other = (read_image(path) for path in files[:2])
+    deviation = 0.15 * np.ptp(np.percentile(image.array, (1, 99)))
+    noise = np.random.default_rng(0).normal(0, deviation, image.array.shape)
+    noisy = Image(np.abs(image.array + noise).astype(np.float32), image.grid)
+    clean, look = store.look((None, image), (None, other)), store.look((None, noisy), (None, other))
+    assert clean.smoothing_mm == 0 < look.smoothing_mm == store.look((None, other), (None, noisy)).smoothing_mm
+    seen = {(name, at): store.of(name, None, at, given).mind.values
+            for name, given in (("noisy", noisy), ("clean", image)) for at in (clean, look)}  # fmt: skip
+    apart = [float((seen["noisy", at] - seen["clean", at]).square().mean()) for at in (clean, look)]
+    assert apart[1] < 0.5 * apart[0]
+
+
 def test_auto_looks_with_learned_features_across_modalities_only(store_of, files, monkeypatch):
     encoded = []
     monkeypatch.setattr(pair_features, "encode", lambda *a, **k: (encoded.append(1), encode(*a, **k))[1])
