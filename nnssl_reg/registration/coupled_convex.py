@@ -60,8 +60,9 @@ def _coupled(fixed, moving, valid, counts, radius, kernels) -> torch.Tensor:
     cost = kernels.cost_volume(fixed, moving, valid, counts, radius, COST_SMOOTHING)
     candidates = displacements(radius, fixed.device)
     field = torch.zeros(3, *fixed.shape[:3], device=fixed.device)
+    least = torch.empty(fixed.shape[:3], device=fixed.device)
     for weight in (0.0, *COUPLING):
-        field = kernels.smooth(kernels.coupled_argmin(cost, candidates, field, weight), 1)
+        field = kernels.smooth(kernels.coupled_argmin(cost, candidates, field, weight, least), 1)
     return field
 
 

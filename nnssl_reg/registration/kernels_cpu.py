@@ -1,7 +1,7 @@
 """The steps of ConvexAdam compiled for CPUs, each as the function of its name in kernels_torch says."""
 
 import math
-from functools import cache
+from functools import cache, lru_cache
 
 import numpy as np
 import torch
@@ -114,14 +114,24 @@ def cost_volume(fixed, moving, valid, counts, radius, passes: int) -> torch.Tens
     return out
 
 
-def coupled_argmin(cost, displacements, field, weight: float) -> torch.Tensor:
+def coupled_argmin(cost, displacements, field, weight: float, least) -> torch.Tensor:
     """See kernels_torch.coupled_argmin."""
-    out = torch.empty_like(field)
+    out, (columns, lengths, places) = torch.empty_like(field), _candidates(displacements)
     on_threads(
-        search_cpu.coupled_argmin, len(cost), cost.numpy(), displacements.T.contiguous().numpy(), field.numpy(),
-        np.float32(weight), out.numpy(),
+        search_cpu.coupled_argmin, len(cost), cost.numpy(), columns, field.numpy(), np.float32(weight), least.numpy(), lengths,
+        places, out.numpy(),
     )  # fmt: skip
     return out
+
+
+@lru_cache(maxsize=16)
+def _candidates(displacements: torch.Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Displacements (K, 3) as columns, their lengths, and at each place of the search which of them leads there."""
+    steps = displacements.numpy()
+    radius = np.abs(steps).max(axis=0).astype(int)
+    places = np.empty(2 * radius + 1, np.int32)
+    places[tuple((steps.astype(int) + radius).T)] = np.arange(len(steps))
+    return steps.T.copy(), np.sqrt(np.square(steps).sum(axis=1)), places
 
 
 def _smooth_sweep(values: torch.Tensor, passes: int, out, moments, adam) -> None:

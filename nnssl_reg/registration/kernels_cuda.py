@@ -102,6 +102,6 @@ def cost_volume(fixed, moving, valid, counts, radius, passes: int) -> torch.Tens
     return search_triton.cost_volume(fixed, moving, valid, counts, held(offsets, fixed.device), passes)
 
 
-def coupled_argmin(cost, displacements, field, weight: float) -> torch.Tensor:
+def coupled_argmin(cost, displacements, field, weight: float, least) -> torch.Tensor:
     """See kernels_torch.coupled_argmin."""
     return search_triton.coupled_argmin(cost, displacements, field, weight)

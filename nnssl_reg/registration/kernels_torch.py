@@ -143,10 +143,11 @@ def _displacements(radius: tuple[int, ...], device: torch.device) -> torch.Tenso
     return steps[steps.square().sum(-1).argsort(stable=True)].to(device)
 
 
-def coupled_argmin(cost, displacements, field, weight: float) -> torch.Tensor:
+def coupled_argmin(cost, displacements, field, weight: float, least) -> torch.Tensor:
     """The displacement d that minimises cost(x, d) + weight |d - field(x)|^2; of equals, the first.
 
-    cost (X, Y, Z, K), displacements (K, 3), field (3, X, Y, Z) -> (3, X, Y, Z).
+    cost (X, Y, Z, K), displacements (K, 3), field (3, X, Y, Z) -> (3, X, Y, Z). least (X, Y, Z): the least cost of each block,
+    which compiled kernels keep in it when the weight is 0, and by which they know later what cannot win.
     """
     out = torch.empty_like(field)
     for x in range(cost.shape[0]):  # one slab at a time keeps the (Y, Z, K, 3) differences small

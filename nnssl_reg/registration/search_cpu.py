@@ -101,25 +101,46 @@ def cost_volume(first, last, fixed, moving, valid, counts, offsets, out):
                         row[k] = mean
 
 
+@compiled(fastmath=FAST)
+def _nearest(value, radius):
+    """The index of the step from -radius to radius that is nearest to value."""
+    return min(max(int(np.rint(value)), -radius), radius) + radius
+
+
 @compiled(fastmath=FAST | {"nnan"})
-def coupled_argmin(first, last, cost, displacements, field, weight, out):
-    """See kernels_torch.coupled_argmin: cost (X, Y, Z, K), displacements (3, K), field and out (3, X, Y, Z)."""
+def coupled_argmin(first, last, cost, displacements, field, weight, least, lengths, places, out):
+    """See kernels_torch.coupled_argmin: cost (X, Y, Z, K), displacements (3, K), field and out (3, X, Y, Z), least (X, Y, Z).
+
+    lengths (K): of the displacements, rising; places (X'', Y'', Z''): which of them reaches a place of the search. What wins is no
+    further from the field than the displacement next to it could be at the block's least cost, so only those are looked at.
+    """
     count = cost.shape[3]
     d0, d1, d2 = displacements[0], displacements[1], displacements[2]
+    rx, ry, rz = places.shape[0] // 2, places.shape[1] // 2, places.shape[2] // 2
     for x in range(first, last):
         energy = np.empty(count, np.float32)
         for y in range(cost.shape[1]):
             for z in range(cost.shape[2]):
                 row = cost[x, y, z]
                 a, b, c = field[0, x, y, z], field[1, x, y, z], field[2, x, y, z]
-                least = np.float32(np.inf)
-                for k in range(count):
+                begin, end = 0, count
+                if weight > 0:
+                    i, j, l = _nearest(a, rx), _nearest(b, ry), _nearest(c, rz)
+                    near = places[i, j, l]
+                    spare = row[near] - least[x, y, z]
+                    away = (d0[near] - a) ** 2 + (d1[near] - b) ** 2 + (d2[near] - c) ** 2
+                    reach, length = np.sqrt(away + spare / weight) * 1.0001 + 1e-4, np.sqrt(a * a + b * b + c * c)
+                    begin, end = np.searchsorted(lengths, length - reach), np.searchsorted(lengths, length + reach)
+                lowest = np.float32(np.inf)
+                for k in range(begin, end):
                     energy[k] = row[k] + weight * (
                         (d0[k] - a) * (d0[k] - a) + (d1[k] - b) * (d1[k] - b) + (d2[k] - c) * (d2[k] - c)
                     )
-                for k in range(count):
-                    least = min(least, energy[k])
-                winner = 0
-                while winner < count - 1 and energy[winner] > least:
+                for k in range(begin, end):
+                    lowest = min(lowest, energy[k])
+                winner = begin
+                while winner < end - 1 and energy[winner] > lowest:
                     winner += 1
+                if weight == 0:
+                    least[x, y, z] = lowest
                 out[0, x, y, z], out[1, x, y, z], out[2, x, y, z] = d0[winner], d1[winner], d2[winner]

@@ -130,20 +130,26 @@ def test_the_cost_volume_holds_squared_differences_and_the_mean_where_nothing_is
     assert np.allclose(cost[1, 1, 1], row, rtol=1e-4)
 
 
-@pytest.mark.parametrize("weight", [0.0, 0.03, 1.0])
-def test_compiled_coupled_argmin_is_the_plain_one(weight):
-    steps = displacements((1, 2, 1))
-    cost, field = normal(4, 5, 3, len(steps)).abs(), normal(3, 4, 5, 3, seed=1)
-    found = kernels_cpu.coupled_argmin(cost, steps, field, weight)
-    assert torch.equal(found, kernels_torch.coupled_argmin(cost, steps, field, weight))
-    away = (steps.T.view(3, 1, 1, 1, -1) - field[..., None]).square().sum(0)
-    assert torch.equal(found, steps[(cost + weight * away).argmin(-1)].permute(3, 0, 1, 2))
+@pytest.mark.parametrize("radius", [(1, 2, 1), (4, 4, 4), (3, 0, 5)])
+def test_compiled_coupled_argmin_is_the_plain_one_and_looks_only_where_a_winner_may_be(radius):
+    steps = displacements(radius)
+    cost, field = normal(4, 5, 3, len(steps)).abs(), 3 * normal(3, 4, 5, 3, seed=1)  # some of it beyond the search
+    least, nothing = torch.full((4, 5, 3), float("nan")), torch.empty(0)
+    found = kernels_cpu.coupled_argmin(cost, steps, field, 0.0, least)
+    assert torch.equal(found, steps[cost.argmin(-1)].permute(3, 0, 1, 2)) and torch.equal(least, cost.amin(-1))
+    for weight in (0.003, 0.03, 0.3, 1.0, 30.0):
+        found = kernels_cpu.coupled_argmin(cost, steps, field, weight, least)
+        assert torch.equal(found, kernels_torch.coupled_argmin(cost, steps, field, weight, nothing))
+        away = (steps.T.view(3, 1, 1, 1, -1) - field[..., None]).square().sum(0)
+        assert torch.equal(found, steps[(cost + weight * away).argmin(-1)].permute(3, 0, 1, 2))
 
 
 @BOTH
 def test_of_equally_good_displacements_the_shortest_is_chosen(kernels):
     steps = displacements((1, 1, 1))
-    assert not kernels.coupled_argmin(torch.zeros(2, 2, 2, 27), steps, torch.zeros(3, 2, 2, 2), 0.0).any()
+    least = torch.empty(2, 2, 2)
+    for weight in (0.0, 0.1):
+        assert not kernels.coupled_argmin(torch.zeros(2, 2, 2, 27), steps, torch.zeros(3, 2, 2, 2), weight, least).any()
 
 
 @pytest.mark.parametrize("shape", [(3, 6, 5, 7), (3, 40, 4, 5), (5, 1, 2, 3), (1, 2, 1, 1)])

@@ -185,10 +185,11 @@ def test_the_cost_volume_is_the_plain_one(device, kernels, radius, channels, pas
 def test_the_coupled_argmin_is_the_plain_one(device, kernels, radius, weight):
     steps = displacements(radius)
     cost, field = normal(4, 2, 1, len(steps)).abs(), normal(3, 4, 2, 1, seed=1)
-    found = kernels.coupled_argmin(*(t.to(device) for t in (cost, steps, field)), weight)
-    assert torch.equal(found.cpu(), kernels_torch.coupled_argmin(cost, steps, field, weight))
+    least = torch.empty(cost.shape[:3], device=device)
+    found = kernels.coupled_argmin(*(t.to(device) for t in (cost, steps, field)), weight, least)
+    assert torch.equal(found.cpu(), kernels_torch.coupled_argmin(cost, steps, field, weight, least.cpu()))
     alike = kernels.coupled_argmin(
-        torch.zeros_like(cost).to(device), steps.to(device), torch.zeros_like(field).to(device), weight
+        torch.zeros_like(cost).to(device), steps.to(device), torch.zeros_like(field).to(device), weight, least
     )
     assert not alike.any()  # of equals, the shortest
 
