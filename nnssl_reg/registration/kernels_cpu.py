@@ -116,22 +116,22 @@ def cost_volume(fixed, moving, valid, counts, radius, passes: int) -> torch.Tens
 
 def coupled_argmin(cost, displacements, field, weight: float, least) -> torch.Tensor:
     """See kernels_torch.coupled_argmin."""
-    out, (columns, lengths, places) = torch.empty_like(field), _candidates(displacements)
+    out, (columns, places) = torch.empty_like(field), _candidates(displacements)
     on_threads(
-        search_cpu.coupled_argmin, len(cost), cost.numpy(), columns, field.numpy(), np.float32(weight), least.numpy(), lengths,
-        places, out.numpy(),
+        search_cpu.coupled_argmin, len(cost), cost.numpy(), columns, field.numpy(), np.float32(weight), least.numpy(), places,
+        out.numpy(),
     )  # fmt: skip
     return out
 
 
 @lru_cache(maxsize=16)
-def _candidates(displacements: torch.Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Displacements (K, 3) as columns, their lengths, and at each place of the search which of them leads there."""
+def _candidates(displacements: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Displacements (K, 3) as columns, and at each place of the search which of them leads there."""
     steps = displacements.numpy()
     radius = np.abs(steps).max(axis=0).astype(int)
     places = np.empty(2 * radius + 1, np.int32)
     places[tuple((steps.astype(int) + radius).T)] = np.arange(len(steps))
-    return steps.T.copy(), np.sqrt(np.square(steps).sum(axis=1)), places
+    return steps.T.copy(), places
 
 
 def _smooth_sweep(values: torch.Tensor, passes: int, out, moments, adam) -> None:

@@ -6,6 +6,7 @@ from nnssl_reg.geometry.lattice_cpu import lattice_positions
 from nnssl_reg.geometry.threads import FAST, compiled
 from nnssl_reg.registration.adam_cpu import silence
 
+FEW = 4  # a candidate looked at by itself takes as long as so many in a row
 _at = np.uint64  # an unsigned index needs no check for being negative, without which loops become vectors
 
 
@@ -107,12 +108,18 @@ def _nearest(value, radius):
     return min(max(int(np.rint(value)), -radius), radius) + radius
 
 
+@compiled(fastmath=FAST)
+def _within(value, reach, radius):
+    """First and last index of the steps from -radius to radius that are no further than reach from value."""
+    return max(int(np.ceil(value - reach)), -radius) + radius, min(int(np.floor(value + reach)), radius) + radius
+
+
 @compiled(fastmath=FAST | {"nnan"})
-def coupled_argmin(first, last, cost, displacements, field, weight, least, lengths, places, out):
+def coupled_argmin(first, last, cost, displacements, field, weight, least, places, out):
     """See kernels_torch.coupled_argmin: cost (X, Y, Z, K), displacements (3, K), field and out (3, X, Y, Z), least (X, Y, Z).
 
-    lengths (K): of the displacements, rising; places (X'', Y'', Z''): which of them reaches a place of the search. What wins is no
-    further from the field than the displacement next to it could be at the block's least cost, so only those are looked at.
+    places (X'', Y'', Z''): which displacement reaches a place of the search. What wins is no further from the field than the one
+    next to it could be at the block's least cost, so where those are few only they are looked at.
     """
     count = cost.shape[3]
     d0, d1, d2 = displacements[0], displacements[1], displacements[2]
@@ -123,23 +130,32 @@ def coupled_argmin(first, last, cost, displacements, field, weight, least, lengt
             for z in range(cost.shape[2]):
                 row = cost[x, y, z]
                 a, b, c = field[0, x, y, z], field[1, x, y, z], field[2, x, y, z]
-                begin, end = 0, count
+                lowest, winner = np.float32(np.inf), count - 1
                 if weight > 0:
-                    i, j, l = _nearest(a, rx), _nearest(b, ry), _nearest(c, rz)
-                    near = places[i, j, l]
-                    spare = row[near] - least[x, y, z]
-                    away = (d0[near] - a) ** 2 + (d1[near] - b) ** 2 + (d2[near] - c) ** 2
-                    reach, length = np.sqrt(away + spare / weight) * 1.0001 + 1e-4, np.sqrt(a * a + b * b + c * c)
-                    begin, end = np.searchsorted(lengths, length - reach), np.searchsorted(lengths, length + reach)
-                lowest = np.float32(np.inf)
-                for k in range(begin, end):
+                    near = places[_nearest(a, rx), _nearest(b, ry), _nearest(c, rz)]
+                    away = (d0[near] - a) * (d0[near] - a) + (d1[near] - b) * (d1[near] - b) + (d2[near] - c) * (d2[near] - c)
+                    reach = np.sqrt(away + (row[near] - least[x, y, z]) / weight) * np.float32(1.0001) + np.float32(1e-4)
+                    (i0, i1), (j0, j1), (k0, k1) = _within(a, reach, rx), _within(b, reach, ry), _within(c, reach, rz)
+                    if FEW * (i1 - i0 + 1) * (j1 - j0 + 1) * (k1 - k0 + 1) < count:
+                        for i in range(i0, i1 + 1):
+                            for j in range(j0, j1 + 1):
+                                for k in range(k0, k1 + 1):
+                                    n = places[i, j, k]
+                                    e = row[n] + weight * (
+                                        (d0[n] - a) * (d0[n] - a) + (d1[n] - b) * (d1[n] - b) + (d2[n] - c) * (d2[n] - c)
+                                    )
+                                    if e < lowest or (e == lowest and n < winner):
+                                        lowest, winner = e, n
+                        out[0, x, y, z], out[1, x, y, z], out[2, x, y, z] = d0[winner], d1[winner], d2[winner]
+                        continue
+                for k in range(count):
                     energy[k] = row[k] + weight * (
                         (d0[k] - a) * (d0[k] - a) + (d1[k] - b) * (d1[k] - b) + (d2[k] - c) * (d2[k] - c)
                     )
-                for k in range(begin, end):
+                for k in range(count):
                     lowest = min(lowest, energy[k])
-                winner = begin
-                while winner < end - 1 and energy[winner] > lowest:
+                winner = 0
+                while winner < count - 1 and energy[winner] > lowest:
                     winner += 1
                 if weight == 0:
                     least[x, y, z] = lowest
