@@ -118,8 +118,8 @@ def _within(value, reach, radius):
 def coupled_argmin(first, last, cost, displacements, field, weight, least, places, out):
     """See kernels_torch.coupled_argmin: cost (X, Y, Z, K), displacements (3, K), field and out (3, X, Y, Z), least (X, Y, Z).
 
-    places (X'', Y'', Z''): which displacement reaches a place of the search. What wins is no further from the field than the one
-    next to it could be at the block's least cost, so where those are few only they are looked at.
+    places (X'', Y'', Z''): which displacement reaches a place of the search. What wins is no further from the field than the
+    one next to it could be at the block's least cost, so where those are few only they are looked at.
     """
     count = cost.shape[3]
     d0, d1, d2 = displacements[0], displacements[1], displacements[2]
