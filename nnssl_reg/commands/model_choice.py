@@ -14,6 +14,8 @@ from nnssl_reg.pretraining.checkpoint import load_encoder
 from nnssl_reg.pretraining.model_card import one_line
 from nnssl_reg.pretraining.shared_model import load_shared_model, read_shared_model
 
+NOT_SET = "nnssl_results is not set"
+
 
 def choose_model(args: Namespace, device: torch.device) -> Model | None:
     """The model to use, or None for MIND features. Says which, and why. Raises ValueError where several could be meant."""
@@ -53,7 +55,11 @@ def _folder(args: Namespace) -> Path | None:
     if isinstance(found, Path):
         return found
     packaged = packaged_models()
-    return packaged[0] if packaged else _without_model(args, found)
+    if not packaged:
+        return _without_model(args, found)
+    if found != NOT_SET:
+        print(f"No model of yours: {found}.")
+    return packaged[0]
 
 
 def _named_or_found(args: Namespace) -> Path | str:
@@ -61,8 +67,10 @@ def _named_or_found(args: Namespace) -> Path | str:
     if args.model is not None:
         return _called(args.model)
     if not _is_named(args) and args.results is None and not os.environ.get("nnssl_results", "").strip():
-        return "nnssl_results is not set"
-    results = results_folder(args.results)
+        return NOT_SET
+    results = results_folder(args.results, make=False)
+    if not results.is_dir():
+        return _no_folder(results, args)
     found = [folder for folder in models_in(results) if _matches(folder, args)]
     if len(found) == 1:
         return found[0]
@@ -74,6 +82,15 @@ def _named_or_found(args: Namespace) -> Path | str:
     raise ValueError(
         f"{len(found)} models fit {_flags(args)}; choose one with --model, -d, -c, -p, or --features mind:\n{listed}"
     )
+
+
+def _no_folder(results: Path, args: Namespace) -> str:
+    """A sentence about a folder of results that is not there; an error if a model of it, or the folder, was named."""
+    source = "nnssl_results" if args.results is None else "-results"
+    said = f"folder of models {results} (from {source}) {'is no folder' if results.exists() else 'does not exist'}"
+    if _is_named(args) or args.results is not None:
+        raise ValueError(f"The {said}; give the one that nnssl_train_dino or nnssl_import_model wrote to, -results FOLDER.")
+    return f"the {said}"
 
 
 def _called(name: str) -> Path:

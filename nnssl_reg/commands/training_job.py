@@ -42,7 +42,7 @@ def read_job(args: Namespace, place: Place) -> Job:
         raise FileNotFoundError(f"{preprocessed} (nnssl_preprocessed) does not exist; run nnssl_plan_and_preprocess first.")
     data = read_training_data(dataset_folders(preprocessed, selections), args.p, name)
     plans = data.plans
-    folder = results_folder(args.results) / data.name / f"DINO__{plans.plans_name}__{name}"
+    folder = results_folder(args.results, make=not args.dry_run) / data.name / f"DINO__{plans.plans_name}__{name}"
     found = newest_checkpoint(folder)
     if found and not (args.resume or args.dry_run):
         raise ValueError(f"{folder} holds a run of {found[1].step} steps. Go on with --continue, or move the folder away (or "

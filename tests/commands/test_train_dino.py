@@ -105,7 +105,7 @@ def test_a_dry_run_says_memory_time_and_disk_and_writes_nothing(folders, capsys)
     assert train("999", "--dry_run") == 0
     said = capsys.readouterr().out
     assert all(word in said for word in ("memory", "time", "disk", "measured", "Nothing was written."))
-    assert not output(folders).exists()
+    assert not (folders / "results").exists()
 
 
 def test_steps_can_be_fitted_to_the_minutes_there_are(folders, capsys):
