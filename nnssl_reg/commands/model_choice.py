@@ -31,6 +31,15 @@ def choose_model(args: Namespace, device: torch.device) -> Model | None:
     return model
 
 
+def packaged_model(features: str | None, device: torch.device) -> Model | None:
+    """The model that comes with the package, None where these features (None: those that its card names) do without it."""
+    packaged = packaged_models()
+    if features == "mind" or not packaged:
+        return None
+    model = load_model(packaged[0], device)
+    return None if features is None and model.default_features == "mind" else model
+
+
 def load_model(folder: Path, device: torch.device) -> Model:
     """The model in a training output folder, or in one that nnssl_export_model or nnssl_import_model wrote."""
     if is_shared_model(folder):
@@ -45,6 +54,15 @@ def model_folder(args: Namespace) -> Path:
     if isinstance(found, Path):
         return found
     raise ValueError(f"There is no model to take: {found}. Name one with --model FOLDER, or train one with nnssl_train_dino.")
+
+
+def model_called(name: str | Path) -> Path:
+    """The folder of that path, or the packaged model of that name. Raises ValueError for a file."""
+    packaged = {path.name: path for path in packaged_models()}
+    folder = Path(name).expanduser()
+    if folder.is_file():
+        raise ValueError(f"The model {name} is a file; a model is a folder. Import a .zip first: nnssl_import_model {name}")
+    return folder if folder.is_dir() else packaged.get(str(name), folder)
 
 
 def _folder(args: Namespace) -> Path | None:
@@ -65,7 +83,7 @@ def _folder(args: Namespace) -> Path | None:
 def _named_or_found(args: Namespace) -> Path | str:
     """The model's folder, or a sentence why there is none where none was named. Raises ValueError for a wrong name."""
     if args.model is not None:
-        return _called(args.model)
+        return model_called(args.model)
     if not _is_named(args) and args.results is None and not os.environ.get("nnssl_results", "").strip():
         return NOT_SET
     results = results_folder(args.results, make=False)
@@ -91,15 +109,6 @@ def _no_folder(results: Path, args: Namespace) -> str:
     if _is_named(args) or args.results is not None:
         raise ValueError(f"The {said}; give the one that nnssl_train_dino or nnssl_import_model wrote to, -results FOLDER.")
     return f"the {said}"
-
-
-def _called(name: str) -> Path:
-    """The folder that --model names, or the packaged model of that name."""
-    packaged = {path.name: path for path in packaged_models()}
-    folder = Path(name).expanduser()
-    if folder.is_file():
-        raise ValueError(f"--model {name} is a file; a model is a folder. Import a .zip first: nnssl_import_model {name}")
-    return folder if folder.is_dir() else packaged.get(name, folder)
 
 
 def _is_named(args: Namespace) -> bool:

@@ -11,7 +11,6 @@ import torch
 
 from nnssl_reg import load_model
 from nnssl_reg import register as register_in_python
-from nnssl_reg.commands import found_models
 from nnssl_reg.commands.entry import main
 from nnssl_reg.commands.registration_setup import make_setup
 from nnssl_reg.geometry.grid import Grid
@@ -47,14 +46,6 @@ def trained(model_folder, tmp_path, monkeypatch):
     (raw / "imagesTr" / "a_0000.nii.gz").touch()
     write_json(raw / "dataset.json", {"channel_names": {"0": "MR"}, "licence": "CC0", "description": "Ellipsoids"})
     return folder
-
-
-@pytest.fixture
-def packaged(monkeypatch, tmp_path):
-    """packaged(name) -> the place of a packaged model in a package that has no other."""
-    monkeypatch.setattr(found_models, "files", lambda name: tmp_path / "package")
-    (tmp_path / "package" / "weights").mkdir(parents=True)
-    return lambda name: tmp_path / "package" / "weights" / name
 
 
 def export(folder, out, *flags) -> int:
@@ -246,6 +237,17 @@ def test_the_encoder_spacing_can_be_set_and_python_takes_the_folder_too(trained,
                                           "image.spacing_mm": (6, 6, 6)})  # fmt: skip
     assert found.settings["features"] == "dino+mind" and json.loads(json.dumps(found.settings["plans"])) == settings["plans"]
     assert np.isfinite(found.field.vectors_mm.numpy()).all()
+
+
+def test_python_takes_the_packaged_model_as_the_command_does(trained, packaged, pair, tmp_path):
+    export(trained, packaged("body"), "--licence", "CC0", "--default_features", "auto")
+    model = load_model("body", "cpu").folder
+    for features, used in ((None, ("auto", str(model))), ("dino", ("dino", str(model))), ("mind", ("mind", None))):
+        settings = register(pair, tmp_path / "out", "--overwrite", *(["--features", features] if features else []))[1]
+        found = register_in_python(*pair, features=features, initial="identity", device="cpu",
+                                   overrides={"registration.iterations": 5, "registration.symmetric": False})  # fmt: skip
+        assert (settings["features"], settings["model"]) == used
+        assert all(json.loads(json.dumps(found.settings[n])) == settings[n] for n in ("features", "model", "plans"))
 
 
 def test_an_own_model_comes_before_the_packaged_one(trained, packaged, pair, tmp_path):
