@@ -14,7 +14,7 @@ from nnssl_reg.commands.apply_transform import looks_like_labels
 from nnssl_reg.commands.pair_features import Model
 from nnssl_reg.commands.pair_memory import check_memory
 from nnssl_reg.commands.pair_outputs import write_pair
-from nnssl_reg.commands.pair_reader import checked_mask
+from nnssl_reg.commands.pair_reader import check_names, checked_mask
 from nnssl_reg.commands.register_pair import ImagePair, RegisteredPair, Side, register_pair
 from nnssl_reg.commands.registration_setup import device_called, make_setup
 from nnssl_reg.evaluation.summary import Scores, judge
@@ -150,6 +150,7 @@ def register(
     setup = make_setup([side.image.grid for side in sides], on, kind=features, model=model, init=named, overrides=texts,
                        regularisation=regularisation, diffeomorphic=diffeomorphic, settings=settings)  # fmt: skip
     pair = ImagePair(*sides)
+    check_names(pair, set())
     if rigid_mask is not None:
         rigid = _mask(rigid_mask, "the rigid mask", pair.fixed.image, "there is no region to keep rigid")
         check_same_grid(pair.fixed.image, rigid, name="the fixed image", kind="rigid mask's voxels")
