@@ -174,6 +174,10 @@ def device_called(name: str | None) -> torch.device:
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if not available.get(device.type, False):
         raise ValueError(f"-device {name}: there is no such device here; use -device cpu.")
+    count = torch.cuda.device_count() if device.type == "cuda" else 1
+    if (device.index or 0) >= count:
+        there = "is one, cuda:0" if count == 1 else f"are {count}, cuda:0 ... cuda:{count - 1}"
+        raise ValueError(f"-device {name}: torch finds no such GPU here; there {there}. CUDA_VISIBLE_DEVICES says which it sees.")
     return device
 
 
