@@ -20,7 +20,7 @@ from nnssl_reg.commands.registration_setup import Setup, device_called, make_set
 from nnssl_reg.commands.results import write_results
 from nnssl_reg.evaluation.summary import PairResult
 from nnssl_reg.imageio.images import file_stem, read_grid
-from nnssl_reg.imageio.pairs import Pair, default_pair_id, read_pairs
+from nnssl_reg.imageio.pairs import Pair, default_pair_id, file_problems, read_pairs
 
 # what can be wrong with one pair; RuntimeError: GPU memory, errors of ITK
 PAIR_ERRORS = (ValueError, OSError, RuntimeError, MemoryError)
@@ -130,10 +130,10 @@ def _pairs(args: Namespace) -> list[Pair]:
         return read_pairs(args.i)
     if args.f is None or args.m is None:
         raise ValueError("What should be registered? Give -i PAIRS.json, or -f FIXED and -m MOVING.")
-    paths = {key: None if value is None else Path(value).expanduser() for key, value in own.items()}
-    missing = [str(p) for p in paths.values() if p is not None and not p.is_file()]
-    if missing:
-        raise FileNotFoundError(f"These files do not exist: {', '.join(missing)}.")
+    paths = {key: Path(value).expanduser() for key, value in own.items() if value is not None}
+    problems = file_problems(paths)
+    if problems:
+        raise ValueError("These files cannot be registered:\n" + "\n".join(f"  {problem}" for problem in problems))
     return [Pair(id=default_pair_id(paths["fixed"], paths["moving"]), **paths)]
 
 

@@ -176,8 +176,8 @@ def device_called(name: str | None) -> torch.device:
         raise ValueError(f"-device {name}: there is no such device here; use -device cpu.")
     count = torch.cuda.device_count() if device.type == "cuda" else 1
     if (device.index or 0) >= count:
-        there = "is one, cuda:0" if count == 1 else f"are {count}, cuda:0 ... cuda:{count - 1}"
-        raise ValueError(f"-device {name}: torch finds no such GPU here; there {there}. CUDA_VISIBLE_DEVICES says which it sees.")
+        there = "one GPU, cuda:0" if count == 1 else f"{count} GPUs, cuda:0 ... cuda:{count - 1}"
+        raise ValueError(f"-device {name}: there is no such device here; torch sees {there}.")
     return device
 
 
