@@ -11,7 +11,7 @@ import numpy as np
 from nnssl_reg.commands.pair_features import FeatureStore, doubt_of
 from nnssl_reg.commands.register_pair import ImagePair, Side
 from nnssl_reg.geometry.image import Image
-from nnssl_reg.imageio.images import check_same_grid, read_labels
+from nnssl_reg.imageio.images import check_same_grid, count_volumes, read_labels
 from nnssl_reg.imageio.pairs import Pair, read_pair_landmarks
 
 log = logging.getLogger("nnssl_reg")
@@ -66,11 +66,13 @@ def read_pair(pair: Pair, store: FeatureStore, before: dict[Path, Image] | None 
         path, channel, label, mask = (getattr(pair, f"{side}{what}") for what in ("", "_channel", "_label", "_mask"))
         at_hand = {**(before or {}), **seen}
         seen[path] = at_hand[path] if path in at_hand else store.read(path)
-        label = None if label is None else _on_grid(label, seen[path], "labels")
-        mask = None if mask is None else checked_mask(_on_grid(mask, seen[path], "mask voxels"), str(mask))
+        of = path, seen[path], store.volume
+        label = None if label is None else _on_grid(label, *of, "labels")
+        mask = None if mask is None else checked_mask(_on_grid(mask, *of, "mask voxels"), str(mask))
         sides.append(Side(seen[path], str(path), channel, label, mask))
     landmarks = read_pair_landmarks(pair, *(side.image.grid for side in sides))
-    rigid = None if pair.rigid_mask is None else _on_grid(pair.rigid_mask, sides[0].image, "voxels of rigid regions")
+    of = pair.fixed, sides[0].image, store.volume
+    rigid = None if pair.rigid_mask is None else _on_grid(pair.rigid_mask, *of, "voxels of rigid regions")
     rigid = None if rigid is None else checked_mask(rigid, str(pair.rigid_mask), "there is no region to keep rigid")
     return ImagePair(*sides, landmarks, time.perf_counter() - started, rigid)
 
@@ -97,7 +99,9 @@ def checked_mask(mask: Image, name: str, so: str = "nothing could be registered"
     return mask
 
 
-def _on_grid(path: Path, image: Image, kind: str) -> Image:
-    label = read_labels(path)
+def _on_grid(path: Path, image_path: Path, image: Image, volume: int | None, kind: str) -> Image:
+    """Labels on the voxels of their image. volume: the image's, which is also theirs if there are as many of them."""
+    belongs = volume is not None and count_volumes(path) == count_volumes(image_path)
+    label = read_labels(path, volume if belongs else None)
     check_same_grid(image, label, name=str(path), kind=kind)
     return label

@@ -1,13 +1,15 @@
-"""Pairs as they are read: names that the intensities contradict are warned of, once, whatever the features."""
+"""Pairs as they are read: names that the intensities contradict are told, and labels are those of the chosen volume."""
 
 from dataclasses import replace
 
+import nibabel as nib
+import numpy as np
 import pytest
 import torch
 
 import nnssl_reg
 from nnssl_reg.commands.pair_features import FeatureStore
-from nnssl_reg.commands.pair_reader import PairReader
+from nnssl_reg.commands.pair_reader import PairReader, read_pair
 from nnssl_reg.geometry.image import Image
 from nnssl_reg.imageio.images import write_image
 from nnssl_reg.imageio.pairs import Pair
@@ -49,3 +51,16 @@ def test_python_warns_too_and_right_names_pass(bodies, caplog):
     assert doubts(caplog) == []
     nnssl_reg.register(*bodies, fixed_channel="CT", **quick)
     assert len(doubts(caplog)) == 1 and "the fixed image is named CT" in doubts(caplog)[0]
+
+
+@pytest.mark.parametrize("role", ["fixed_label", "fixed_mask", "rigid_mask"])
+def test_labels_and_masks_with_as_many_volumes_as_their_image_go_by_the_chosen_one(pair, bodies, tmp_path, role):
+    image, ones = bodies[0], np.ones(bodies[0].grid.shape, np.uint8)
+    for name, volumes in {"a4": [image.array[0], 2 * image.array[0]], "two": [ones, 3 * ones], "three": [ones] * 3}.items():
+        nib.save(nib.Nifti1Image(np.stack(volumes, axis=-1), image.grid.affine), tmp_path / f"{name}.nii.gz")
+    pair = replace(pair, fixed=tmp_path / "a4.nii.gz", **{role: tmp_path / "two.nii.gz"})
+    read = read_pair(pair, FeatureStore("mind", None, None, CPU, volume=1, kept_bytes=0))
+    found = {"fixed_label": read.fixed.label, "fixed_mask": read.fixed.mask, "rigid_mask": read.rigid_mask}[role]
+    assert found.array.min() == found.array.max() == 3 and read.fixed.image.array.max() == 2 * image.array.max()
+    with pytest.raises(ValueError, match="three.nii.gz is 4-D.*if their image has as many.*or split it"):
+        read_pair(replace(pair, **{role: tmp_path / "three.nii.gz"}), FeatureStore("mind", None, None, CPU, 1, 0))
