@@ -17,7 +17,7 @@ from nnssl_reg.imageio.raw_dataset import channel_names_of, dataset_json, find_d
 from nnssl_reg.paths import raw_folder
 from nnssl_reg.planning.plans import Configuration, Plans
 from nnssl_reg.pretraining.checkpoint import CheckpointInfo, checkpoint_path, load_encoder, newest_checkpoint, read_info
-from nnssl_reg.pretraining.model_card import NOT_STATED, DataSource, ModelCard, logged_metrics, one_line
+from nnssl_reg.pretraining.model_card import NOT_STATED, DataSource, ModelCard, licences, logged_metrics, one_line
 from nnssl_reg.pretraining.shared_model import load_shared_model, write_shared_model
 
 log = logging.getLogger("nnssl_reg")
@@ -118,7 +118,8 @@ def _write(folder: Path, encoder: torch.nn.Module, plans: Plans, name: str, card
 
 def _say(out: Path, card: ModelCard, weights: int, as_zip: bool) -> None:
     size = f"{out.stat().st_size / MB:.1f} MB, SHA-256 {sha256(out)}" if as_zip else ", ".join(FILES)
-    print(f"{card.name}: {one_line(card)}\nweights {weights / MB:.1f} MB; wrote {out} ({size})")
+    print(f"{card.name}: {one_line(card)}\nLicence of its data: {licences(card)}")
+    print(f"weights {weights / MB:.1f} MB; wrote {out} ({size})")
     if not card.notes:
         print("The card names no known limits; --notes TEXT adds them.")
     using = f"nnssl_import_model {out}" if as_zip else f"nnssl_register -f FIXED -m MOVING --model {out}"

@@ -26,8 +26,10 @@ def choose_model(args: Namespace, device: torch.device) -> Model | None:
     if model.default_features == "mind" and args.features is None and not _is_named(args):
         print(f"Model: none ({folder.name} says that MIND features measured better); MIND features are used.")
         return None
-    shipped = " (comes with the package)" if folder in packaged_models() else ""
-    print(f"Model: {folder}{shipped}" + ("" if model.card is None else f", {one_line(model.card)}"))
+    name = f"{folder.name} (comes with the package)" if folder in packaged_models() else str(folder)
+    about = "" if model.card is None else f", {one_line(model.card)}"
+    only_across = (args.features or model.default_features) == "auto"
+    print(f"Model: {name}{', only for CT beside another modality' if only_across else about}")
     return model
 
 

@@ -84,8 +84,13 @@ def _is_number(value) -> bool:
 
 def one_line(card: ModelCard) -> str:
     """The model in a line, for lists."""
-    data = ", ".join(f"{source.dataset} ({source.licence})" for source in card.data)
+    data = ", ".join(source.dataset for source in card.data)
     return f"{card.parameters / 1e6:.2g} million weights in {card.precision}, {card.steps} steps on {data}"
+
+
+def licences(card: ModelCard) -> str:
+    """Under what the data are that it was trained on, in a line."""
+    return "; ".join(f"{source.dataset}: {source.licence}" for source in card.data)
 
 
 def card_text(card: ModelCard, configuration: Configuration) -> str:

@@ -201,7 +201,11 @@ def test_masks_are_taken_from_flags_and_bad_ones_are_named(study, capsys):
     masked = read_field(study / "out" / "a__b_field.nii.gz").vectors_mm
     assert register(study, *files) == 0
     assert (read_field(study / "out" / "a__b_field.nii.gz").vectors_mm - masked).abs().max() > 0.1
-    bad = (("-fmask", "empty", "the mask is empty"), ("-mmask", "moved", "on another grid"), ("-fmask", "none", "do not exist"))
+    bad = (
+        ("-fmask", "empty", "the mask is empty"),
+        ("-mmask", "moved", "on another grid"),
+        ("-fmask", "none", "does not exist"),
+    )
     for flag, name, answer in bad:
         assert register(study, *files, flag, study / f"{name}.nii.gz") == 1
         said = capsys.readouterr()
