@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from nnssl_reg.commands.entry import mendable
 from nnssl_reg.commands.finished_pairs import finished_result, inputs_of
 from nnssl_reg.commands.model_choice import choose_model
 from nnssl_reg.commands.pair_memory import check_memory, memory_told
@@ -67,7 +68,8 @@ def _register(pairs: list[Pair], setup: Setup, out: Path, args: Namespace, expor
                 if not isinstance(found, PAIR_ERRORS):
                     raise found
                 log.info("%s", name, exc_info=found)
-                found = PairResult(**rows[name], error=(str(found) or type(found).__name__).splitlines()[0])
+                said = mendable(found, "nnssl_register") or str(found) or type(found).__name__
+                found = PairResult(**rows[name], error=said.splitlines()[0])
             results[name] = found
 
         def fits(pair: Pair) -> None:

@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError
 
 import numpy as np
 import pytest
+import torch
 
 from nnssl_reg.commands import register as command
 from nnssl_reg.commands.arguments import COMMANDS
@@ -253,3 +254,18 @@ def test_a_package_that_is_not_installed_has_a_version_all_the_same(monkeypatch)
 
     monkeypatch.setattr(checkpoint, "version", missing)
     assert checkpoint.versions(("nnssl_reg",)) == {"nnssl_reg": "not installed"}
+
+
+def test_a_pair_that_the_gpu_has_no_memory_for_gets_a_row_with_the_way_out_and_the_rest_goes_on(study, monkeypatch):
+    real = command.register_pair
+
+    def full(pair, *rest, **more):
+        if pair.fixed.name.endswith("b.nii.gz"):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 8 GiB")
+        return real(pair, *rest, **more)
+
+    monkeypatch.setattr(command, "register_pair", full)
+    assert register(study) == 1
+    rows = csv.DictReader((study / "out" / "metrics.csv").read_text().splitlines())
+    errors = {row["id"]: row["error"] for row in rows}
+    assert errors["ab"] == errors["ca"] == "" and "Tried to allocate 2.00 GiB. Use -device cpu, or coarser" in errors["bc"]
