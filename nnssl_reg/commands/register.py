@@ -79,13 +79,15 @@ def _register(pairs: list[Pair], setup: Setup, out: Path, args: Namespace, expor
             for pair, images in reader:
                 try:
                     settings = _settings(pair, setup, args)
-                    done = register_pair(images.result(), store, setup.registration, is_diffeomorphic=setup.diffeomorphic)
+                    done = register_pair(images.result(), store, setup.registration, is_diffeomorphic=setup.diffeomorphic,
+                                         on_stage=bar.set_postfix_str)  # fmt: skip
                 except PAIR_ERRORS as error:
                     over(pair.id, error)
                 else:
                     writer.write(pair.id, _written, out, pair, done, settings, not args.no_figures, exports)
                     del done
                 del images
+                bar.set_postfix_str("", refresh=False)
                 bar.update()
     return results
 

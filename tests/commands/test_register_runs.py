@@ -269,3 +269,12 @@ def test_a_pair_that_the_gpu_has_no_memory_for_gets_a_row_with_the_way_out_and_t
     rows = csv.DictReader((study / "out" / "metrics.csv").read_text().splitlines())
     errors = {row["id"]: row["error"] for row in rows}
     assert errors["ab"] == errors["ca"] == "" and "Tried to allocate 2.00 GiB. Use -device cpu, or coarser" in errors["bc"]
+
+
+def test_the_bar_names_the_stage_of_the_pair_that_is_computed(study, capsys):
+    quick = ("--init", "identity", "--no_figures", "-device", "cpu", "--set", "registration.iterations=2", "-limit", "1")
+    assert main(["-i", str(study / "pairs.json"), "-o", str(study / "out"), *quick], name="nnssl_register") == 0
+    shown = [line for line in capsys.readouterr().err.split("\r") if "pair" in line]
+    stages = [next((s for s in ("features", "convex adam", "field") if s in line), None) for line in shown if " 0/1 " in line]
+    assert list(dict.fromkeys(filter(None, stages))) == ["features", "convex adam", "field"]
+    assert "field" not in shown[-1] and "1/1" in shown[-1]
