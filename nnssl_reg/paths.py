@@ -22,9 +22,9 @@ def preprocessed_folder(flag: str | None = None, make: bool = True) -> Path:
     return _writable("preprocessed", flag) if make else _stated("preprocessed", flag)
 
 
-def results_folder(flag: str | None = None) -> Path:
-    """Where trained models go: the flag -results, else the variable nnssl_results. Made if missing."""
-    return _writable("results", flag)
+def results_folder(flag: str | None = None, make: bool = True) -> Path:
+    """Where trained models go: the flag -results, else the variable nnssl_results. make: as for preprocessed_folder."""
+    return _writable("results", flag) if make else _stated("results", flag)
 
 
 def stated_folder(kind: str, flag: str | None = None) -> Path | None:

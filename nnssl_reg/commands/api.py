@@ -14,7 +14,7 @@ from nnssl_reg.commands.apply_transform import looks_like_labels
 from nnssl_reg.commands.pair_features import Model
 from nnssl_reg.commands.pair_memory import check_memory
 from nnssl_reg.commands.pair_outputs import write_pair
-from nnssl_reg.commands.pair_reader import checked_mask
+from nnssl_reg.commands.pair_reader import check_names, checked_mask
 from nnssl_reg.commands.register_pair import ImagePair, RegisteredPair, Side, register_pair
 from nnssl_reg.commands.registration_setup import device_called, make_setup
 from nnssl_reg.evaluation.summary import Scores, judge
@@ -131,7 +131,8 @@ def register(
 
     Images: a path, an Image, a SimpleITK or nibabel image, or (array, affine or spacing); masks too, or an array alone on the
     voxels of its image. rigid_mask: regions of the fixed image that move as rigid bodies. features: "mind", "dino",
-    "dino+mind"; default: the model's ("dino+mind" for one trained here), else "mind". model: a folder or what load_model gave.
+    "dino+mind", "auto" ("dino+mind" for CT beside another modality, else "mind"); default: what the model's card says,
+    "dino+mind" for one trained here. model: what load_model takes or gave; default: the package's, if features need one.
     initial: "auto", "identity", "center", "moments", "affine", or a (4, 4) matrix, fixed world -> moving world, RAS mm.
     overrides: {"registration.iterations": 40}. regularisation: "weak", "medium", "strong". settings: a file of
     nnssl_tune_registration. Raises ValueError or OSError for what cannot be used.
@@ -139,7 +140,9 @@ def register(
     on = device_called(device)
     sides = [_side(*given) for given in (("the fixed image", fixed, fixed_mask, fixed_channel),
                                          ("the moving image", moving, moving_mask, moving_channel))]  # fmt: skip
-    if model is not None and not isinstance(model, Model):
+    if model is None:
+        model = model_choice.packaged_model(features, on)
+    elif not isinstance(model, Model):
         model = load_model(model, device)
     named = initial if isinstance(initial, str) else None
     start = None if initial is None or named else _transform(initial)
@@ -147,6 +150,7 @@ def register(
     setup = make_setup([side.image.grid for side in sides], on, kind=features, model=model, init=named, overrides=texts,
                        regularisation=regularisation, diffeomorphic=diffeomorphic, settings=settings)  # fmt: skip
     pair = ImagePair(*sides)
+    check_names(pair, set())
     if rigid_mask is not None:
         rigid = _mask(rigid_mask, "the rigid mask", pair.fixed.image, "there is no region to keep rigid")
         check_same_grid(pair.fixed.image, rigid, name="the fixed image", kind="rigid mask's voxels")
@@ -157,8 +161,8 @@ def register(
 
 
 def load_model(folder: str | Path, device: str | None = None) -> Model:
-    """The model in a folder that nnssl_train_dino, nnssl_export_model or nnssl_import_model wrote."""
-    return model_choice.load_model(Path(folder).expanduser(), device_called(device))
+    """The model in a folder of nnssl_train_dino, nnssl_export_model or nnssl_import_model, or the package's of that name."""
+    return model_choice.load_model(model_choice.model_called(folder), device_called(device))
 
 
 def _side(name: str, data: Any, mask: Any, channel: str | None) -> Side:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from nnssl_reg.commands.transform_origin import goes_back
 from nnssl_reg.evaluation.metrics import inverse_error_mm, label_ids
 from nnssl_reg.geometry.displacement import DisplacementField
 from nnssl_reg.geometry.grid import Grid
@@ -22,6 +23,17 @@ log = logging.getLogger("nnssl_reg")
 
 
 @dataclass(frozen=True)
+class Ends:
+    """What a field leads from and to, "fixed" and "moving", or the reverse: near, on whose grid it lies, and far.
+
+    Points go from near to far, images from far to near; with --inverse the other way.
+    """
+
+    near: str
+    far: str
+
+
+@dataclass(frozen=True)
 class Way:
     """From which image to which, in words; pull: where in the source each voxel of the target lies."""
 
@@ -32,17 +44,21 @@ class Way:
 
 def run(args: Namespace) -> int:
     """Exit code 0, or 1 if any file failed; the others are written."""
-    outputs = _outputs(args)
+    ends = Ends("moving", "fixed") if goes_back(Path(args.t)) else Ends("fixed", "moving")
+    outputs = _outputs(args, ends)
     field = read_transform(args.t)
     length = field.vectors_mm.norm(dim=0)
-    print(f"{args.t}: fixed {field.grid}, displacement mean {float(length.mean()):.1f} mm, max {float(length.max()):.1f} mm")
+    told = f"displacement mean {float(length.mean()):.1f} mm, max {float(length.max()):.1f} mm"
+    print(f"{args.t}: {ends.near} {field.grid}, {told}")
     images = [path for path in outputs if not _holds_points(path)]
-    way = _image_way(args, field) if images else None
+    way = _image_way(args, field, ends) if images else None
     failed = 0
     for path, output in outputs.items():
         try:
-            said = _carry_image(path, output, way, args) if path in images else _carry_points(path, output, field, args)
-            print(f"{output}: {said}")
+            if path in images:
+                print(f"{output}: {_carry_image(path, output, way, args)}")
+            else:
+                print(f"{output}: {_carry_points(path, output, field, ends, args)}")
         except (ValueError, OSError) as error:
             failed += 1
             print(f"failed: {error}")
@@ -51,7 +67,7 @@ def run(args: Namespace) -> int:
     return 1 if failed else 0
 
 
-def _outputs(args: Namespace) -> dict[Path, Path]:
+def _outputs(args: Namespace, ends: Ends) -> dict[Path, Path]:
     """Where each input's result goes. Raises ValueError with all problems of the request, before any work."""
     problems, outputs = [], {}
     for path in dict.fromkeys(map(Path, args.i)):
@@ -61,8 +77,8 @@ def _outputs(args: Namespace) -> dict[Path, Path]:
             continue
         if not path.is_file():
             problems.append(f"{path} does not exist")
-        problems += _missing_flags(path, ending, args)
-        suffix = _suffix(_holds_points(path), args.inverse)
+        problems += _missing_flags(path, ending, ends, args)
+        suffix = _suffix(_holds_points(path), ends.near if _holds_points(path) == args.inverse else ends.far)
         if ending == ".csv" and args.space == "voxel" and not args.r:
             suffix += "_ras"
         outputs[path] = Path(args.o) / f"{path.name[: -len(ending)]}_{suffix}{ending}"
@@ -73,20 +89,18 @@ def _outputs(args: Namespace) -> dict[Path, Path]:
     return outputs
 
 
-def _suffix(holds_points: bool, inverse: bool) -> str:
+def _suffix(holds_points: bool, target: str) -> str:
     """Tells in an output's name which image it now belongs to; on the fixed grid images are "warped"."""
-    if holds_points:
-        return "in_fixed" if inverse else "in_moving"
-    return "in_moving" if inverse else "warped"
+    return f"in_{target}" if holds_points or target == "moving" else "warped"
 
 
-def _missing_flags(path: Path, ending: str, args: Namespace) -> list[str]:
+def _missing_flags(path: Path, ending: str, ends: Ends, args: Namespace) -> list[str]:
     if ending == ".csv" and args.space is None:
         return [f"{path}: a .csv does not say its coordinates, give -space ras, lps (mm) or voxel"]
     if ending == ".csv" and args.space == "voxel" and args.points_image is None:
         return [f"{path}: -space voxel needs the image that has these voxels, -points_image IMAGE"]
     if ending not in LANDMARK_ENDINGS and args.inverse and args.r is None:
-        return [f"{path}: --inverse writes on the moving image's grid, give the moving image with -r IMAGE"]
+        return [f"{path}: --inverse writes on the {ends.far} image's grid, give the {ends.far} image with -r IMAGE"]
     if ending not in LANDMARK_ENDINGS and args.t.lower().endswith((".h5", ".hdf5")) and args.r is None:
         return [f"{path}: {args.t} does not tell the fixed image's grid, give it with -r FIXED, or use the field (.nii.gz)"]
     return []
@@ -96,19 +110,20 @@ def _holds_points(path: Path) -> bool:
     return path.name.lower().endswith(LANDMARK_ENDINGS)
 
 
-def _image_way(args: Namespace, field: DisplacementField) -> Way:
-    """The way images go: moving -> fixed grid (or -r), inverse: fixed -> the grid of -r, the moving image."""
+def _image_way(args: Namespace, field: DisplacementField, ends: Ends) -> Way:
+    """The way images go: far -> near grid (or -r), inverse: near -> the grid of -r, the far image."""
     if not args.inverse:
         grid = read_grid(args.r) if args.r else field.grid
-        return Way("moving image", f"the grid of {args.r}" if args.r else "fixed grid", field.on(grid) if args.r else field)
+        target = f"the grid of {args.r}" if args.r else f"{ends.near} grid"
+        return Way(f"{ends.far} image", target, field.on(grid) if args.r else field)
     pull = field.inverse(read_grid(args.r))
     error = inverse_error_mm(pull, field)
     if not len(error):
         raise ValueError(
-            f"{args.r}: nothing of it lies in the fixed field of view through the transform; is it the moving image?"
+            f"{args.r}: nothing of it lies in the {ends.near} field of view through the transform; is it the {ends.far} image?"
         )
     print(f"inverse: there and back misses by {error.mean():.3f} mm on average, at most {error.max():.3f} mm")
-    return Way("fixed image", f"moving grid ({args.r})", pull)
+    return Way(f"{ends.near} image", f"{ends.far} grid ({args.r})", pull)
 
 
 def _inside(grid: Grid, points_mm: np.ndarray) -> np.ndarray:
@@ -158,12 +173,12 @@ def looks_like_labels(array: np.ndarray) -> bool:
     return array.min() == 0 and np.array_equal(array, np.rint(array)) and len(np.unique(array)) <= MOST_LABELS
 
 
-def _carry_points(path: Path, output: Path, field: DisplacementField, args: Namespace) -> str:
+def _carry_points(path: Path, output: Path, field: DisplacementField, ends: Ends, args: Namespace) -> str:
     """Move one file of landmarks and write it. Returns what was done, in words."""
     in_voxels = args.space == "voxel" and path.suffix.lower() == ".csv"
     points = read_landmarks(path, args.space, read_grid(args.points_image) if in_voxels else None)
     names = read_landmark_names(path)
-    source, target = ("moving", "fixed") if args.inverse else ("fixed", "moving")
+    source, target = (ends.far, ends.near) if args.inverse else (ends.near, ends.far)
     moved = field.inverse_points(points) if args.inverse else field.apply_to_points(points)
     outside = int((~_inside(field.grid, moved if args.inverse else points)).sum())
     if in_voxels:
@@ -178,5 +193,5 @@ def _carry_points(path: Path, output: Path, field: DisplacementField, args: Name
         error = np.linalg.norm(field.apply_to_points(moved) - points, axis=1)
         said += f", there and back misses by at most {error.max():.3f} mm"
     return said + (
-        f"; {outside} of them outside the fixed field of view, where the edge's displacement counts" if outside else ""
+        f"; {outside} of them outside the {ends.near} field of view, where the edge's displacement counts" if outside else ""
     )

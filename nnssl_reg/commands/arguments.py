@@ -101,7 +101,7 @@ def _train_dino(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--continue", "--c", dest="resume", action="store_true", help="go on from the latest checkpoint")
     parser.add_argument("-device", default=None, help=DEVICES)
-    parser.add_argument("--seed", type=int, default=0, help="same seed, same result on one machine; default: 0")
+    parser.add_argument("--seed", type=int, default=None, help="same seed, same result on one machine; default: 0")
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="SECTION.NAME=VALUE",
                         help="change a plan value for this run, e.g. pretraining.steps=500")  # fmt: skip
     parser.add_argument("-epochs", "--epochs", type=int, default=None, metavar="N",

@@ -11,6 +11,18 @@ from pathlib import Path
 
 from nnssl_reg.commands.arguments import COMMANDS
 
+_OF_TORCH = "DefaultCPUAllocator"  # torch's word where main memory ends
+_COARSER = ("Use -device cpu, or coarser features: --set features.mind_spacing_mm=8 (learned ones: "
+            "--set features.window_size=48).")  # fmt: skip
+LESS_MEMORY = {
+    "nnssl_register": _COARSER,
+    "nnssl_tune_registration": _COARSER,
+    "nnssl_train_dino": "Take fewer crops at a time, --set pretraining.batch_size=N; or plan for this memory, "
+    "nnssl_plan_experiment -gpu_memory_target GB, which also makes crops smaller, then preprocess again.",
+    "nnssl_preprocess": "Use fewer processes, -np 1.",
+    "nnssl_plan_and_preprocess": "Use fewer processes, -np 1 and -npfp 1.",
+    "nnssl_extract_fingerprint": "Use fewer processes, -npfp 1.",
+}  # the way out where memory ends
 _NUMBER = re.compile(r"-[\d.]+(e[-+]?\d+)?")
 
 
@@ -30,11 +42,23 @@ def main(argv: list[str] | None = None, name: str | None = None) -> int:
     except KeyboardInterrupt:
         print(f"{name} was stopped; what it had finished is kept.", file=sys.stderr)
         return 130
-    except (ValueError, OSError) as error:
-        if args.verbose:
+    except Exception as error:
+        line = mendable(error, name)
+        if args.verbose or line is None:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {line}", file=sys.stderr)
         return 1
+
+
+def mendable(error: BaseException, name: str) -> str | None:
+    """What to say of an error of the command `name` that its user can mend, None for a bug."""
+    if isinstance(error, (ValueError, OSError)):
+        return str(error)
+    of_torch = type(error).__name__ == "OutOfMemoryError" or _OF_TORCH in str(error)  # by name: torch is not loaded for this
+    if isinstance(error, MemoryError) or of_torch:
+        said = str(error).partition(" GPU ")[0].splitlines() or ["out of memory"]
+        return f"{said[0].rstrip('.')}. {LESS_MEMORY.get(name, 'Close other programs, or use a machine with more memory.')}"
+    return None
 
 
 def _check_options(parser: ArgumentParser, argv: list[str]) -> None:

@@ -1,8 +1,10 @@
 """nnssl_export_model: a trained model as a zip or folder to share: the teacher's encoder, plans, card, checksums."""
 
 import logging
+import subprocess
 import tempfile
 from argparse import Namespace
+from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -16,8 +18,15 @@ from nnssl_reg.imageio.model_zip import write_model_zip
 from nnssl_reg.imageio.raw_dataset import channel_names_of, dataset_json, find_dataset
 from nnssl_reg.paths import raw_folder
 from nnssl_reg.planning.plans import Configuration, Plans
-from nnssl_reg.pretraining.checkpoint import CheckpointInfo, checkpoint_path, load_encoder, newest_checkpoint, read_info
-from nnssl_reg.pretraining.model_card import NOT_STATED, DataSource, ModelCard, logged_metrics, one_line
+from nnssl_reg.pretraining.checkpoint import (
+    CheckpointInfo,
+    checkpoint_path,
+    load_encoder,
+    newest_checkpoint,
+    read_info,
+    versions,
+)
+from nnssl_reg.pretraining.model_card import NOT_STATED, DataSource, ModelCard, licences, logged_metrics, one_line
 from nnssl_reg.pretraining.shared_model import load_shared_model, write_shared_model
 
 log = logging.getLogger("nnssl_reg")
@@ -74,8 +83,18 @@ def _card(args: Namespace, source: Path, path: Path, info: CheckpointInfo, confi
         recipe=info.pretraining, steps=info.step, seed=info.seed, checkpoint=path.stem.removeprefix("checkpoint_"),
         parameters=parameters, precision="float16" if args.half else "float32", default_features=args.default_features,
         metrics=metrics, probe=probe, notes=args.notes or "", versions=info.versions,
-        written=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        written=datetime.now(timezone.utc).isoformat(timespec="seconds"), source_commit=source_commit(),
     )  # fmt: skip
+
+
+def source_commit(package: Path = Path(__file__).parents[1]) -> str:
+    """The commit of the checkout that the package lies in, else the version that is installed."""
+    with suppress(OSError):  # no git here
+        asked = ["git", "-C", str(package), "rev-parse", "--show-prefix", "HEAD"]
+        said = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.split()
+        if len(said) == 2 and said[0] == f"{package.name}/":  # not of a repository that holds an installed package deeper
+            return said[1]
+    return f"nnssl_reg {versions(('nnssl_reg',))['nnssl_reg']}"
 
 
 def _sources(args: Namespace, dataset: str, channels: tuple[str, ...]) -> tuple[DataSource, ...]:
@@ -118,7 +137,8 @@ def _write(folder: Path, encoder: torch.nn.Module, plans: Plans, name: str, card
 
 def _say(out: Path, card: ModelCard, weights: int, as_zip: bool) -> None:
     size = f"{out.stat().st_size / MB:.1f} MB, SHA-256 {sha256(out)}" if as_zip else ", ".join(FILES)
-    print(f"{card.name}: {one_line(card)}\nweights {weights / MB:.1f} MB; wrote {out} ({size})")
+    print(f"{card.name}: {one_line(card)}\nLicence of its data: {licences(card)}")
+    print(f"weights {weights / MB:.1f} MB; wrote {out} ({size})")
     if not card.notes:
         print("The card names no known limits; --notes TEXT adds them.")
     using = f"nnssl_import_model {out}" if as_zip else f"nnssl_register -f FIXED -m MOVING --model {out}"

@@ -10,7 +10,7 @@ from nnssl_reg.imageio.model_folder import CONFIGURATION, FILES, PLANS, whole_fo
 from nnssl_reg.imageio.model_zip import WAY_OUT, unpack_model_zip
 from nnssl_reg.paths import results_folder
 from nnssl_reg.planning.plans import Plans
-from nnssl_reg.pretraining.model_card import ModelCard, one_line
+from nnssl_reg.pretraining.model_card import ModelCard, licences, one_line
 from nnssl_reg.pretraining.shared_model import load_shared_model
 
 _DATASET = re.compile(r"Dataset\d{3,6}_[A-Za-z0-9._+-]{1,80}")
@@ -29,7 +29,8 @@ def run(args: Namespace) -> int:
             for name in FILES:
                 os.replace(unpacked / name, new / name)
         unpacked.rmdir()
-    print(f"{card.name}: {one_line(card)}\nKnown limits: {card.notes or 'the card names none'}\nImported to {target}")
+    print(f"{card.name}: {one_line(card)}\nLicence of its data: {licences(card)}")
+    print(f"Known limits: {card.notes or 'the card names none'}\nImported to {target}")
     print(f"To use it: nnssl_register -f FIXED -m MOVING -d {target.parent.name}")
     return 0
 

@@ -14,6 +14,8 @@ from nnssl_reg.pretraining.checkpoint import load_encoder
 from nnssl_reg.pretraining.model_card import one_line
 from nnssl_reg.pretraining.shared_model import load_shared_model, read_shared_model
 
+NOT_SET = "nnssl_results is not set"
+
 
 def choose_model(args: Namespace, device: torch.device) -> Model | None:
     """The model to use, or None for MIND features. Says which, and why. Raises ValueError where several could be meant."""
@@ -24,9 +26,20 @@ def choose_model(args: Namespace, device: torch.device) -> Model | None:
     if model.default_features == "mind" and args.features is None and not _is_named(args):
         print(f"Model: none ({folder.name} says that MIND features measured better); MIND features are used.")
         return None
-    shipped = " (comes with the package)" if folder in packaged_models() else ""
-    print(f"Model: {folder}{shipped}" + ("" if model.card is None else f", {one_line(model.card)}"))
+    name = f"{folder.name} (comes with the package)" if folder in packaged_models() else str(folder)
+    about = "" if model.card is None else f", {one_line(model.card)}"
+    only_across = (args.features or model.default_features) == "auto"
+    print(f"Model: {name}{', only for CT beside another modality' if only_across else about}")
     return model
+
+
+def packaged_model(features: str | None, device: torch.device) -> Model | None:
+    """The model that comes with the package, None where these features (None: those that its card names) do without it."""
+    packaged = packaged_models()
+    if features == "mind" or not packaged:
+        return None
+    model = load_model(packaged[0], device)
+    return None if features is None and model.default_features == "mind" else model
 
 
 def load_model(folder: Path, device: torch.device) -> Model:
@@ -45,6 +58,15 @@ def model_folder(args: Namespace) -> Path:
     raise ValueError(f"There is no model to take: {found}. Name one with --model FOLDER, or train one with nnssl_train_dino.")
 
 
+def model_called(name: str | Path) -> Path:
+    """The folder of that path, or the packaged model of that name. Raises ValueError for a file."""
+    packaged = {path.name: path for path in packaged_models()}
+    folder = Path(name).expanduser()
+    if folder.is_file():
+        raise ValueError(f"The model {name} is a file; a model is a folder. Import a .zip first: nnssl_import_model {name}")
+    return folder if folder.is_dir() else packaged.get(str(name), folder)
+
+
 def _folder(args: Namespace) -> Path | None:
     """The folder of the model to use, None for MIND, which is said."""
     if args.features == "mind" and not _is_named(args):
@@ -53,16 +75,22 @@ def _folder(args: Namespace) -> Path | None:
     if isinstance(found, Path):
         return found
     packaged = packaged_models()
-    return packaged[0] if packaged else _without_model(args, found)
+    if not packaged:
+        return _without_model(args, found)
+    if found != NOT_SET:
+        print(f"No model of yours: {found}.")
+    return packaged[0]
 
 
 def _named_or_found(args: Namespace) -> Path | str:
     """The model's folder, or a sentence why there is none where none was named. Raises ValueError for a wrong name."""
     if args.model is not None:
-        return _called(args.model)
+        return model_called(args.model)
     if not _is_named(args) and args.results is None and not os.environ.get("nnssl_results", "").strip():
-        return "nnssl_results is not set"
-    results = results_folder(args.results)
+        return NOT_SET
+    results = results_folder(args.results, make=False)
+    if not results.is_dir():
+        return _no_folder(results, args)
     found = [folder for folder in models_in(results) if _matches(folder, args)]
     if len(found) == 1:
         return found[0]
@@ -76,13 +104,13 @@ def _named_or_found(args: Namespace) -> Path | str:
     )
 
 
-def _called(name: str) -> Path:
-    """The folder that --model names, or the packaged model of that name."""
-    packaged = {path.name: path for path in packaged_models()}
-    folder = Path(name).expanduser()
-    if folder.is_file():
-        raise ValueError(f"--model {name} is a file; a model is a folder. Import a .zip first: nnssl_import_model {name}")
-    return folder if folder.is_dir() else packaged.get(name, folder)
+def _no_folder(results: Path, args: Namespace) -> str:
+    """A sentence about a folder of results that is not there; an error if a model of it, or the folder, was named."""
+    source = "nnssl_results" if args.results is None else "-results"
+    said = f"folder of models {results} (from {source}) {'is no folder' if results.exists() else 'does not exist'}"
+    if _is_named(args) or args.results is not None:
+        raise ValueError(f"The {said}; give the one that nnssl_train_dino or nnssl_import_model wrote to, -results FOLDER.")
+    return f"the {said}"
 
 
 def _is_named(args: Namespace) -> bool:

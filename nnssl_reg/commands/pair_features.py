@@ -224,13 +224,20 @@ class FeatureStore:
     def _tokens(self, image: Image, path: Path, channel_name: str | None) -> FeatureMap:
         plan = self.model.configuration.image
         key = channel_key(plan.channels, channel_name, image, path)
-        sample = image.array.reshape(-1)[:: max(1, image.array.size // 200_000)]
-        doubt = intensity_doubt(float(image.array.min()), *np.percentile(sample, (0.5, 99.5)), plan.channels[key].name)
-        if doubt is not None:
-            log.warning("%s is %s; the name chooses how the model sees it.", path, doubt)
+        taken_for = plan.channels[key].name
+        if channel_name is None or is_ct(channel_name) != is_ct(taken_for):  # else its own name was doubted when it was read
+            doubt = doubt_of(image, taken_for)
+            if doubt is not None:
+                log.warning("%s goes to the model as %s.", path, doubt.replace("named ", "", 1))
         case = preprocess_image(image, plan, key)
         return encode(case.image, self.model.encoder, window_size=self.plan.window_size, device=self.device,
                       window_overlap=self.plan.window_overlap, token_shifts=self.plan.token_shifts)  # fmt: skip
+
+
+def doubt_of(image: Image, channel_name: str) -> str | None:
+    """The intensity_doubt of an image under a channel's name."""
+    sample = image.array.reshape(-1)[:: max(1, image.array.size // 200_000)]
+    return intensity_doubt(float(image.array.min()), *np.percentile(sample, (0.5, 99.5)), channel_name)
 
 
 def _joined(first: tuple[FeatureMap, FeatureMap], second: tuple[FeatureMap, FeatureMap], share: float):

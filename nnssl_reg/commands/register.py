@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from nnssl_reg.commands.entry import mendable
 from nnssl_reg.commands.finished_pairs import finished_result, inputs_of
 from nnssl_reg.commands.model_choice import choose_model
 from nnssl_reg.commands.pair_memory import check_memory, memory_told
@@ -20,7 +21,7 @@ from nnssl_reg.commands.registration_setup import Setup, device_called, make_set
 from nnssl_reg.commands.results import write_results
 from nnssl_reg.evaluation.summary import PairResult
 from nnssl_reg.imageio.images import file_stem, read_grid
-from nnssl_reg.imageio.pairs import Pair, default_pair_id, read_pairs
+from nnssl_reg.imageio.pairs import Pair, default_pair_id, file_problems, read_pairs
 
 # what can be wrong with one pair; RuntimeError: GPU memory, errors of ITK
 PAIR_ERRORS = (ValueError, OSError, RuntimeError, MemoryError)
@@ -67,7 +68,8 @@ def _register(pairs: list[Pair], setup: Setup, out: Path, args: Namespace, expor
                 if not isinstance(found, PAIR_ERRORS):
                     raise found
                 log.info("%s", name, exc_info=found)
-                found = PairResult(**rows[name], error=(str(found) or type(found).__name__).splitlines()[0])
+                said = mendable(found, "nnssl_register") or str(found) or type(found).__name__
+                found = PairResult(**rows[name], error=said.splitlines()[0])
             results[name] = found
 
         def fits(pair: Pair) -> None:
@@ -77,13 +79,15 @@ def _register(pairs: list[Pair], setup: Setup, out: Path, args: Namespace, expor
             for pair, images in reader:
                 try:
                     settings = _settings(pair, setup, args)
-                    done = register_pair(images.result(), store, setup.registration, is_diffeomorphic=setup.diffeomorphic)
+                    done = register_pair(images.result(), store, setup.registration, is_diffeomorphic=setup.diffeomorphic,
+                                         on_stage=bar.set_postfix_str)  # fmt: skip
                 except PAIR_ERRORS as error:
                     over(pair.id, error)
                 else:
                     writer.write(pair.id, _written, out, pair, done, settings, not args.no_figures, exports)
                     del done
                 del images
+                bar.set_postfix_str("", refresh=False)
                 bar.update()
     return results
 
@@ -130,10 +134,10 @@ def _pairs(args: Namespace) -> list[Pair]:
         return read_pairs(args.i)
     if args.f is None or args.m is None:
         raise ValueError("What should be registered? Give -i PAIRS.json, or -f FIXED and -m MOVING.")
-    paths = {key: None if value is None else Path(value).expanduser() for key, value in own.items()}
-    missing = [str(p) for p in paths.values() if p is not None and not p.is_file()]
-    if missing:
-        raise FileNotFoundError(f"These files do not exist: {', '.join(missing)}.")
+    paths = {key: Path(value).expanduser() for key, value in own.items() if value is not None}
+    problems = file_problems(paths)
+    if problems:
+        raise ValueError("These files cannot be registered:\n" + "\n".join(f"  {problem}" for problem in problems))
     return [Pair(id=default_pair_id(paths["fixed"], paths["moving"]), **paths)]
 
 

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -21,6 +22,7 @@ from nnssl_reg.registration.convex_adam import refine, register_features
 from nnssl_reg.registration.diffeomorphic import Diffeomorphism, diffeomorphic
 from nnssl_reg.registration.rigid_regions import RigidRegion, with_rigid_regions
 
+OnStage = Callable[[str], None]
 FAR_APART_MM = 500.0  # fields of view this far from overlapping hint at a wrong header
 
 
@@ -114,51 +116,58 @@ class DeformedPair:
 
 
 def register_pair(pair: ImagePair, store: FeatureStore, plan: RegistrationPlan, *, is_diffeomorphic: bool = False,
-                  start: AffineTransform | None = None) -> RegisteredPair:  # fmt: skip
-    """Register a pair of images. start: instead of the plan's initial alignment. Raises ValueError where they do not meet."""
+                  start: AffineTransform | None = None, on_stage: OnStage = lambda name: None) -> RegisteredPair:  # fmt: skip
+    """Register a pair of images. start: instead of the plan's initial alignment; on_stage: called as each stage begins.
+
+    Raises ValueError where they do not meet.
+    """
     if is_diffeomorphic and pair.rigid_mask is not None:
         raise ValueError("A field with rigid regions is no flow: give either a rigid mask or diffeomorphic, not both.")
-    found = deform_pair(pair, store, plan, None if start is None else InitialAlignment(start, "given", {}))
-    clock, fixed = _Clock(found.seconds), found.images[0]
-    deformation, alignment, rigid = found.deformation, found.alignment, ()
-    flow = diffeomorphic(deformation) if is_diffeomorphic else None
-    deformation = deformation if flow is None else flow.forward
+    found = deform_pair(pair, store, plan, None if start is None else InitialAlignment(start, "given", {}), on_stage)
+    clock, fixed = _Clock(found.seconds, on_stage), found.images[0]
+    deformation, alignment, rigid, flow = found.deformation, found.alignment, (), None
+    if is_diffeomorphic:
+        clock.begin("diffeomorphic")
+        flow = diffeomorphic(deformation)
+        deformation = flow.forward
     if pair.rigid_mask is not None:
+        clock.begin("rigid regions")
         deformation, rigid = _with_rigid_regions(pair, deformation, alignment.transform)
-        clock.lap("rigid regions")
+    clock.begin("field")
     field = alignment.transform.after(deformation if rigid else deformation.on(fixed.grid))
-    clock.lap("field")
+    clock.end()
     return RegisteredPair(*found.images, pair.fixed.label, pair.moving.label, alignment, deformation, field, found.features,
                           found.apart_mm, clock.seconds, pair.landmarks, flow, rigid, found.counted,
                           found.contrast, found.look)  # fmt: skip
 
 
-def deform_pair(pair: ImagePair, store: FeatureStore, plan: RegistrationPlan,
-                alignment: InitialAlignment | None = None) -> DeformedPair:  # fmt: skip
-    """Features, initial alignment (if it is not given) and ConvexAdam. Raises ValueError where the images do not meet.
+def deform_pair(pair: ImagePair, store: FeatureStore, plan: RegistrationPlan, alignment: InitialAlignment | None = None,
+                on_stage: OnStage = lambda name: None) -> DeformedPair:  # fmt: skip
+    """Features, initial alignment (if not given) and ConvexAdam; see register_pair. Raises ValueError as it does.
 
     Both are found in worlds whose origin is the fixed image's centre: far from it float32 would lose digits, and differences
     that small decide between matches that are as good.
     """
-    clock, sides = _Clock({"reading": round(pair.reading_seconds, 3)}), (pair.fixed, pair.moving)
+    clock, sides = _Clock({"reading": round(pair.reading_seconds, 3)}, on_stage), (pair.fixed, pair.moving)
+    clock.begin("features")
     if alignment is None and plan.init == "identity":
         alignment = InitialAlignment(AffineTransform.identity(), "identity", {})
     look = store.look(*((side.channel, side.image) for side in sides))
     fixed, moving = (store.of(side.name, side.channel, look, side.image, alignment is None) for side in sides)
-    clock.lap("features")
+    clock.begin("initial alignment")
     if alignment is None:
         alignment, turn = found_start(plan.init, sides, (fixed, moving))
         if turn is not None:
-            return turned_back(deform_pair(turned_pair(pair, turn), store, replace(plan, init="affine")), pair, turn)
+            upright = turned_pair(pair, turn)
+            return turned_back(deform_pair(upright, store, replace(plan, init="affine"), None, on_stage), pair, turn)
     _check_overlap(pair, alignment.transform)
-    clock.lap("initial alignment")
     matches = None
     if store.needs_matches(look):
+        clock.begin("first match")
         found, _, _ = _deformation(pair, (fixed.mind, moving.mind), alignment, store.matching(look, plan))
         matches = alignment.transform.after(found)
     agreement = store.agreement(fixed, moving, matches)
-    if matches is not None:
-        clock.lap("first match")
+    clock.begin("convex adam")
     bright = agreement is not None and agreement >= AGREES
     maps = store.pair(look, fixed, moving, matches, bright)
     field, apart_mm, counted = _deformation(pair, maps, alignment, plan)
@@ -167,11 +176,11 @@ def deform_pair(pair: ImagePair, store: FeatureStore, plan: RegistrationPlan,
         other = _deformation(pair, tried, alignment, plan)
         bright = bool(other[1].median() < apart_mm.median())
         maps, (field, apart_mm, counted) = (tried, other) if bright else (maps, (field, apart_mm, counted))
-    clock.lap("convex adam")
     if agreement is not None and agreement >= TELLS_MORE and plan.voxel_iterations > 0 and max(store.plan.mind_stride) > 1:
+        clock.begin("refinement at voxels")
         voxels = tuple(store.at_voxels(found, side.channel) for found, side in zip((fixed, moving), sides))
         field = _refined(pair, voxels, maps, field, alignment, plan)
-        clock.lap("refinement at voxels")
+    clock.end()
     deformation = field.on(_covering(field.grid, fixed.image.grid))
     contrast = None if agreement is None else Contrast(agreement, bright)
     return DeformedPair((fixed.image, moving.image), alignment, deformation, maps, apart_mm, clock.seconds, counted, contrast,
@@ -215,16 +224,21 @@ def _with_rigid_regions(pair: ImagePair, deformation: DisplacementField, initial
 
 
 class _Clock:
-    """Seconds of named stages, one after the other."""
+    """Seconds of named stages, one after the other. on_stage: called with the name of each as it begins."""
 
-    def __init__(self, seconds: dict[str, float]):
-        self.seconds = seconds
-        self._last = time.perf_counter()
+    def __init__(self, seconds: dict[str, float], on_stage: OnStage):
+        self.seconds, self._on_stage = seconds, on_stage
+        self._name, self._began = None, 0.0
 
-    def lap(self, name: str) -> None:
-        now = time.perf_counter()
-        self.seconds[name] = round(now - self._last, 3)
-        self._last = now
+    def begin(self, name: str) -> None:
+        self.end()
+        self._on_stage(name)
+        self._name, self._began = name, time.perf_counter()
+
+    def end(self) -> None:
+        if self._name is not None:
+            self.seconds[self._name] = round(time.perf_counter() - self._began, 3)
+        self._name = None
 
 
 def _mask_of_cells(side: Side, cells: FeatureMap) -> torch.Tensor | None:

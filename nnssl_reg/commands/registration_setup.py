@@ -71,18 +71,18 @@ class Setup:
         """Two lines for the console: the features, and the registration."""
         f, r = self.features, self.registration
         parts = []
-        if self.kind != "mind":
-            image, patch = self.model.configuration.image, self.model.configuration.network.patch_size
-            of_what = "principal" if f.projection == "pca" else "discriminant"
-            where = "for CT beside another modality, " if self.kind == "auto" else ""
-            parts.append(f"{where}{f.components} {of_what} components of the tokens of {self.model.folder} ({_times(patch)} "
-                         f"voxels of {_times(image.spacing_mm)} mm)")  # fmt: skip
         if self.kind != "dino":
             parts.append(f"MIND-SSC ({12 * len(f.mind_scales)} channels; radius, dilation {_scales(f.mind_scales)}) at "
                          f"{_times(f.mind_spacing_mm)} mm, cells of {_times(f.mind_stride)} voxels"
                          + ", with local intensity where both agree on contrast" * (f.intensity_share > 0))  # fmt: skip
+        if self.kind != "mind":
+            image, patch = self.model.configuration.image, self.model.configuration.network.patch_size
+            of_what = "principal" if f.projection == "pca" else "discriminant"
+            also = "for CT beside another modality also " if self.kind == "auto" else ""
+            parts.append(f"{also}{f.components} {of_what} components of the model's tokens ({_times(patch)} voxels "
+                         f"of {_times(image.spacing_mm)} mm)")  # fmt: skip
         ways = ", symmetric" * r.symmetric + ", diffeomorphic" * self.diffeomorphic
-        return (f"Features: {' and '.join(parts)}\nRegistration: initial alignment {r.init}, search within "
+        return (f"Features: {'; '.join(parts)}\nRegistration: initial alignment {r.init}, search within "
                 f"{r.search_radius_mm:g} mm, {r.iterations} iterations of Adam, smoothness {r.smoothness:g}{ways}"
                 + (f"\nSettings: {self.tuned}" if self.tuned else ""))  # fmt: skip
 
@@ -174,6 +174,10 @@ def device_called(name: str | None) -> torch.device:
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if not available.get(device.type, False):
         raise ValueError(f"-device {name}: there is no such device here; use -device cpu.")
+    count = torch.cuda.device_count() if device.type == "cuda" else 1
+    if (device.index or 0) >= count:
+        there = "one GPU, cuda:0" if count == 1 else f"{count} GPUs, cuda:0 ... cuda:{count - 1}"
+        raise ValueError(f"-device {name}: there is no such device here; torch sees {there}.")
     return device
 
 

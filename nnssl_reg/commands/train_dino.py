@@ -55,7 +55,7 @@ def work(args: Namespace, place: Place) -> int:
     with place:
         job = read_job(args, place)
         place.processes.wait(place.device)  # none has written yet what another one still reads
-        if args.fit_minutes is not None and job.checkpoint is None:
+        if args.fit_minutes is not None:
             job = fitted(job, args.fit_minutes)
         if args.dry_run:
             print_cost(job)

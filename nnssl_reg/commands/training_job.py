@@ -11,7 +11,7 @@ from nnssl_reg.commands.training_processes import Place
 from nnssl_reg.paths import preprocessed_folder, results_folder
 from nnssl_reg.planning.overrides import apply_overrides, with_steps
 from nnssl_reg.planning.plans import Configuration, Plans
-from nnssl_reg.pretraining.checkpoint import newest_checkpoint, read_configuration
+from nnssl_reg.pretraining.checkpoint import CheckpointInfo, newest_checkpoint, read_configuration
 from nnssl_reg.pretraining.measure import measure
 from nnssl_reg.pretraining.requirements import require_trainable
 from nnssl_reg.pretraining.training_state import Run
@@ -35,6 +35,7 @@ class Job:
 def read_job(args: Namespace, place: Place) -> Job:
     """The job, from the plans, the preprocessed cases and what an earlier run has left. place: of this process."""
     selections, name = chosen_names(args)
+    check_length(args)
     if args.weights is not None and (len(args.weights) != len(selections) or not all(w > 0 for w in args.weights)):
         raise ValueError(f"-weights takes a positive number for each data set ({len(selections)}), got {args.weights}.")
     preprocessed = preprocessed_folder(args.preprocessed, make=False)
@@ -42,7 +43,7 @@ def read_job(args: Namespace, place: Place) -> Job:
         raise FileNotFoundError(f"{preprocessed} (nnssl_preprocessed) does not exist; run nnssl_plan_and_preprocess first.")
     data = read_training_data(dataset_folders(preprocessed, selections), args.p, name)
     plans = data.plans
-    folder = results_folder(args.results) / data.name / f"DINO__{plans.plans_name}__{name}"
+    folder = results_folder(args.results, make=not args.dry_run) / data.name / f"DINO__{plans.plans_name}__{name}"
     found = newest_checkpoint(folder)
     if found and not (args.resume or args.dry_run):
         raise ValueError(f"{folder} holds a run of {found[1].step} steps. Go on with --continue, or move the folder away (or "
@@ -51,7 +52,7 @@ def read_job(args: Namespace, place: Place) -> Job:
     planned = plans.configurations[name] if found is None else read_configuration(folder)
     overrides = args.overrides if args.epochs is None else [*epochs_as_steps(args.epochs, planned), *args.overrides]
     configuration = configured(planned, overrides, begun=found is not None)
-    seed = found[1].seed if found else args.seed
+    seed = chosen_seed(args, folder, found and found[1])
     require_trainable(configuration, place.processes.size)
     groups = data.groups(configuration.pretraining.modality_balance, args.weights)
     run = Run(configuration, name, data.name, groups, seed, place.device, place.processes)
@@ -75,6 +76,25 @@ def chosen_names(args: Namespace) -> tuple[list[str], str]:
     return sets or args.d, args.c or (others or [DEFAULT_CONFIGURATION])[0]
 
 
+def check_length(args: Namespace) -> None:
+    """Raise ValueError where the length of the run is given twice."""
+    given = ["-epochs"] if args.epochs is not None else []
+    given += [f"--set {o}" for o in args.overrides if o.partition("=")[0].strip() == "pretraining.steps"]
+    if args.fit_minutes is not None and given:
+        raise ValueError(f"-fit_minutes {args.fit_minutes:g} chooses the number of steps, and so does {given[0]}; leave one "
+                         f"out. -max_minutes {args.fit_minutes:g} stops a run of any length after that time.")  # fmt: skip
+
+
+def chosen_seed(args: Namespace, folder: Path, begun: CheckpointInfo | None) -> int:
+    """The run's seed, 0 by default. Raises ValueError where it has begun with another one than --seed says."""
+    if begun is None:
+        return args.seed or 0
+    if args.seed not in (None, begun.seed):
+        raise ValueError(f"--seed {args.seed}: {folder} holds a run of seed {begun.seed}, which goes on with that. Leave out "
+                         "--seed, or begin another run with another -results.")  # fmt: skip
+    return begun.seed
+
+
 def epochs_as_steps(epochs: int, planned: Configuration) -> list[str]:
     """-epochs as --set would have it; an epoch stays as long as it is planned."""
     if epochs < 1:
@@ -93,7 +113,13 @@ def configured(planned: Configuration, overrides: list[str], begun: bool) -> Con
 
 
 def fitted(job: Job, minutes: float) -> Job:
-    """The job with as many steps as fit into the minutes on this machine."""
+    """The job with as many steps as fit into the minutes on this machine; a run that has begun keeps its steps, and says so."""
+    if job.checkpoint is not None:
+        if job.run.processes.first:
+            steps = job.run.configuration.pretraining.steps
+            print(f"-fit_minutes {minutes:g} is for a run's beginning: this one keeps its {steps} steps, {job.step} of them "
+                  f"done. -max_minutes {minutes:g} would save and stop after that time.")  # fmt: skip
+        return job
     seconds = measure(job.run).seconds_per_step
     steps = max(10, int(FIT_SHARE * 60 * minutes / seconds))
     if job.run.processes.first:

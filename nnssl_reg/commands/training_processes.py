@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from nnssl_reg.commands.entry import leave
+from nnssl_reg.commands.entry import leave, mendable
 from nnssl_reg.pretraining.crop_loader import leave_with_parent
 from nnssl_reg.pretraining.processes import ALONE, Processes
 
@@ -149,6 +149,6 @@ def _one_of_them(work: Callable[[Namespace, Place], int], args: Namespace, first
         leave(128 + signal.SIGINT)
     except Exception as error:
         if speaker.acquire(block=False):
-            expected = isinstance(error, ValueError | OSError) and not args.verbose
-            print(f"error: {error}" if expected else traceback.format_exc(), file=sys.stderr)
+            line = None if args.verbose else mendable(error, "nnssl_train_dino")
+            print(traceback.format_exc() if line is None else f"error: {line}", file=sys.stderr)
         leave(1)

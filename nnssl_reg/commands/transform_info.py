@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from nnssl_reg.commands.transform_origin import BACK, STEPS, origin_of
 from nnssl_reg.evaluation.metrics import folding_percent, sd_log_jacobian
 from nnssl_reg.geometry.affine import AffineTransform
 from nnssl_reg.geometry.displacement import DisplacementField
 from nnssl_reg.imageio.affine_checks import grid_from_affine
-from nnssl_reg.imageio.json_files import read_json
 from nnssl_reg.imageio.learn2reg import read_learn2reg
 from nnssl_reg.imageio.nifti_files import header_affine, read_nifti_header
 from nnssl_reg.imageio.transforms import read_affine, read_composite, read_field
@@ -97,20 +97,11 @@ def _lines(path: Path, told: Told) -> list[tuple[str, str]]:
 
 def _maps(path: Path) -> str:
     """The direction in words, with the images' names where a sidecar of nnssl_register tells what the file is."""
-    for sidecar in sorted(path.parent.glob("*.json")):
-        if not path.name.startswith((sidecar.stem, "disp_")):  # Learn2Reg's names are not made of the pair's
-            continue
-        told = read_json(sidecar)
-        files = told.get("files") if isinstance(told, dict) else None
-        kind = next((k for k, name in files.items() if name == path.name), None) if isinstance(files, dict) else None
-        if kind == "ants_inverse_warp":
-            return f"a step of the way back, after the inverse of the affine beside it ({sidecar.name})"
-        if kind in ("ants_affine", "ants_warp"):
-            return f"a step of the way from the fixed to the moving image: the warp, then the affine ({sidecar.name})"
-        if kind is not None:
-            way = BACKWARD if kind == "inverse_field" else FORWARD
-            return f"{way} ({sidecar.name}: fixed {told.get('fixed')}, moving {told.get('moving')})"
-    return f"{FORWARD} (if it was written as nnssl_register writes; the file itself does not say)"
+    origin = origin_of(path)
+    if origin.kind is None:
+        return f"{FORWARD} (if it was written as nnssl_register writes; {origin.source})"
+    way = STEPS.get(origin.kind) or (BACKWARD if origin.kind == BACK else FORWARD)
+    return f"{way} ({origin.source})"
 
 
 def _displacement(told: Told) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from nnssl_reg.commands.pair_features import FeatureStore
-from nnssl_reg.commands.pair_reader import read_pair
+from nnssl_reg.commands.pair_reader import check_names, read_pair
 from nnssl_reg.commands.register_pair import ImagePair
 from nnssl_reg.evaluation.known_pairs import make_known_pair
 from nnssl_reg.evaluation.metrics import label_ids
@@ -59,10 +59,11 @@ def tuning_pairs(pairs: Sequence[Pair], measure: str, store: FeatureStore, label
     if len(usable) < len(pairs):
         log.warning("%d of %d pairs have no %s of both images and are left out.", len(pairs) - len(usable), len(pairs),
                     "labels" if kind == "label" else kind)  # fmt: skip
-    found, problems, ids = [], [], set()
+    found, problems, ids, checked = [], [], set(), set()
     for pair in usable:
         try:
             images = read_pair(pair, store)
+            check_names(images, checked)
             truth = _truth(images, measure, labels)
             ids |= set() if measure != "dice" else _common(images)
             if truth is None:

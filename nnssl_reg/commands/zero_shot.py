@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from nnssl_reg.commands.pair_features import Model
-from nnssl_reg.commands.pair_reader import read_pair
+from nnssl_reg.commands.pair_reader import check_names, read_pair
 from nnssl_reg.commands.register_pair import deform_pair
 from nnssl_reg.commands.registration_setup import make_setup
 from nnssl_reg.commands.tuning_pairs import TuningPair
@@ -32,9 +32,10 @@ class ZeroShotDice:
         labelled = [pair for pair in read_pairs(path) if pair.fixed_label is not None and pair.moving_label is not None]
         if not labelled:
             raise ValueError(f"{path}: no pair has labels of both images (fixed_label, moving_label), so there is no Dice.")
-        self._items, store = [], self._setup(model.encoder).store()
+        self._items, store, checked = [], self._setup(model.encoder).store(), set()
         for pair in labelled[:PAIRS]:
             images = read_pair(pair, store)
+            check_names(images, checked)
             truth = label_truth(images.fixed.label, images.moving.label, None)
             if truth is None:
                 raise ValueError(f"{path}: the two images of {pair.id} have no label in common.")

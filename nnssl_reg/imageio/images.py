@@ -11,6 +11,8 @@ from nnssl_reg.imageio.itk_files import read_itk_header, read_itk_voxels, write_
 from nnssl_reg.imageio.nifti_files import header_affine, read_nifti_header, read_nifti_voxels, write_nifti
 
 FILE_ENDINGS = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd")
+OF_IMAGES = "nnssl_register, nnssl_tune_registration, nnssl_apply_transform; in Python read_image(FILE, volume=0)"
+OF_LABELS = "nnssl_apply_transform; nnssl_register and nnssl_tune_registration, if their image has as many"
 
 
 def file_ending(path: str | Path) -> str:
@@ -34,7 +36,7 @@ def read_image(path: str | Path, volume: int | None = None, fill: float | None =
     constant, sheared, or hold NaN or infinities (without `fill`).
     """
     path = _existing(path)
-    stored, slope, intercept, grid = _stored(path, volume)
+    stored, slope, intercept, grid = _stored(path, volume, OF_IMAGES)
     with np.errstate(over="ignore", invalid="ignore"):  # what becomes infinite is reported below
         array = np.array(stored, dtype=np.float32, order="C")
         if slope != 1:
@@ -57,7 +59,7 @@ def read_labels(path: str | Path, volume: int | None = None) -> Image:
     Raises as read_image does (a constant label map is allowed), and ValueError for fractions.
     """
     path = _existing(path)
-    stored, slope, intercept, grid = _stored(path, volume)
+    stored, slope, intercept, grid = _stored(path, volume, OF_LABELS)
     if np.issubdtype(stored.dtype, np.integer) and (slope, intercept) == (1, 0):
         return Image(np.array(stored, dtype=stored.dtype.newbyteorder("="), order="C")[None], grid)
     array = stored if (slope, intercept) == (1, 0) else stored.astype(np.float64) * slope + intercept
@@ -81,13 +83,13 @@ def whole_numbers(array: np.ndarray, name: str | Path) -> np.ndarray:
 
 def read_grid(path: str | Path) -> Grid:
     """The grid of an image file from its header alone, with the checks that need no voxels."""
-    path = _existing(path)
-    if file_ending(path) in (".nii", ".nii.gz"):
-        header = read_nifti_header(path)
-        shape, affine = header.get_data_shape(), header_affine(header, path)
-    else:
-        shape, affine = read_itk_header(path)
+    shape, affine = _header(_existing(path))
     return grid_from_affine(_spatial_shape(shape, path), affine, path)
+
+
+def count_volumes(path: str | Path) -> int:
+    """How many volumes a file's header tells of: 1, or more for a 4-D file."""
+    return int(np.prod(_header(_existing(path))[0][3:]))
 
 
 def write_image(path: str | Path, image: Image) -> None:
@@ -124,8 +126,16 @@ def _existing(path: str | Path) -> Path:
     return path
 
 
-def _stored(path: Path, volume: int | None) -> tuple[np.ndarray, float, float, Grid]:
-    """One volume (X, Y, Z) as stored, the slope and intercept to apply, and its grid."""
+def _header(path: Path) -> tuple[tuple[int, ...], np.ndarray]:
+    """Shape and affine of a file, from its header alone."""
+    if file_ending(path) in (".nii", ".nii.gz"):
+        header = read_nifti_header(path)
+        return header.get_data_shape(), header_affine(header, path)
+    return read_itk_header(path)
+
+
+def _stored(path: Path, volume: int | None, who: str) -> tuple[np.ndarray, float, float, Grid]:
+    """One volume (X, Y, Z) as stored, the slope and intercept to apply, and its grid. who: lets one be chosen, in words."""
     slope, intercept = None, None
     if file_ending(path) in (".nii", ".nii.gz"):
         array, header = read_nifti_voxels(path)
@@ -142,7 +152,7 @@ def _stored(path: Path, volume: int | None) -> tuple[np.ndarray, float, float, G
     count = volumes.shape[3]
     if count > 1 and volume is None:
         raise ValueError(f"{path} is 4-D, shape {array.shape}: choose one of its {count} volumes with -volume 0 ... "
-                         f"{count - 1}, or split it into one file each.")  # fmt: skip
+                         f"{count - 1} ({who}), or split it into one file each.")  # fmt: skip
     if count > 1 and not 0 <= volume < count:
         raise ValueError(f"{path} has the volumes 0 ... {count - 1} (shape {array.shape}), not {volume}.")
     slope, intercept = 1.0 if slope is None else slope, 0.0 if intercept is None else intercept

@@ -1,7 +1,8 @@
 """Pairs to register, from a list of pairs or a data set's registration_val, with all problems reported at once."""
 
 import difflib
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,9 +91,9 @@ def _pair(index: int, entry: Any, folder: Path, is_dataset: bool, space: str | N
     found = _key_problems(entry)
     paths: dict[str, Path] = {}
     if not found:
-        paths = {key: folder / entry[key] for key in (*_FILE_KEYS, *_LANDMARK_KEYS) if entry.get(key) is not None}
-        found = [f"{key} {file} does not exist" for key, file in paths.items() if not file.is_file()]
-        found += _ending_problems(paths) + _landmark_problems(paths, entry.get("landmarks_space", space))
+        given = {key: entry[key] for key in (*_FILE_KEYS, *_LANDMARK_KEYS) if entry.get(key) is not None}
+        paths = {key: folder / os.path.expanduser(file) for key, file in given.items()}
+        found = file_problems(paths) + _landmark_problems(paths, entry.get("landmarks_space", space))
     if found:
         problems += [f"pair {index}: {problem}" for problem in found]
         return None
@@ -128,8 +129,9 @@ def _key_problems(entry: Any) -> list[str]:
     return found
 
 
-def _ending_problems(paths: dict[str, Path]) -> list[str]:
-    found = []
+def file_problems(paths: Mapping[str, Path]) -> list[str]:
+    """What is wrong with the files of a pair, by key ("fixed", "moving_landmarks", ...), without opening them."""
+    found = [f"{key} {file} does not exist" for key, file in paths.items() if not file.is_file()]
     for key, file in paths.items():
         try:
             landmark_ending(file) if key in _LANDMARK_KEYS else file_ending(file)

@@ -4,11 +4,12 @@ Which ones is a pure function of seed and step.
 """
 
 import itertools
+import logging
 import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -25,6 +26,7 @@ from nnssl_reg.pretraining.held_cases import HeldCases, cut_held, room_for
 from nnssl_reg.pretraining.processes import ALONE, Processes
 
 MOST_UNREADABLE = 20  # cases of a group one after the other, before a run gives up
+log = logging.getLogger("nnssl_reg")
 CASES_OPEN = 256  # opened cases and their foreground points that a process remembers
 
 
@@ -64,6 +66,8 @@ class WindowRequest:
             case = group.folder / group.names[(index + after) % len(group.names)]
             try:
                 return self._cut(case, sample, source or STORED), unreadable
+            except torch.OutOfMemoryError:
+                raise  # a RuntimeError, and not the case's fault
             except (ValueError, OSError, RuntimeError) as error:
                 unreadable[str(case)] = str(error)
         raise ValueError(f"{len(unreadable)} cases of {group.folder} one after the other cannot be read, the last one because "
@@ -106,11 +110,25 @@ def batch_of(request: WindowRequest, step: int, stack: Callable, source: Source 
     return {"windows": stack([window for window, _ in read]), "unreadable": unreadable}
 
 
-def held_batches(request: WindowRequest, start_step: int, device: torch.device) -> Iterator[dict]:
-    """As open_loader's, with windows on the device that holds the cases, each of which is read when it is first needed."""
+def held_batches(request: WindowRequest, start_step: int, device: torch.device, workers: int = 0) -> Iterator[dict]:
+    """As open_loader's, with windows on the device that holds the cases, each of which is read when it is first needed.
+
+    Where the device has no room for them after all, which is said, they are read from the files from there on.
+    """
     source = Source(HeldCases(device).opened, cut_held)
     for step in itertools.count(start_step):
-        yield {"step": step, **batch_of(request, step, torch.stack, source)}
+        try:
+            batch = batch_of(request, step, torch.stack, source)
+        except torch.OutOfMemoryError as error:
+            log.warning("%s has no room to hold the cases; they are read from their files from here on. (%s)", device, error)
+            break
+        yield {"step": step, **batch}
+    del source
+    loader = _file_loader(request, step, workers)
+    try:
+        yield from loader
+    finally:
+        close_loader(loader)
 
 
 def open_loader(request: WindowRequest, start_step: int, workers: int, device: torch.device | None = None) -> Iterator[dict]:
@@ -119,7 +137,11 @@ def open_loader(request: WindowRequest, start_step: int, workers: int, device: t
     device: a GPU that has room for all cases holds them, and no process is needed. Windows are the same in every way.
     """
     if device is not None and room_for([group.folder / name for group in request.groups for name in group.names], device):
-        return held_batches(request, start_step, device)
+        return held_batches(request, start_step, device, workers)
+    return _file_loader(request, start_step, workers)
+
+
+def _file_loader(request: WindowRequest, start_step: int, workers: int) -> Iterator[dict]:
     if workers == 0:
         return SingleThreadedAugmenter(WindowLoader(request, start_step, 1), None)
     return MultiThreadedAugmenter(WindowLoader(request, start_step, workers), None, workers, num_cached_per_queue=2)
@@ -127,6 +149,8 @@ def open_loader(request: WindowRequest, start_step: int, workers: int, device: t
 
 def close_loader(loader: Iterator[dict]) -> None:
     """End the worker processes, if there are any."""
+    if isinstance(loader, Generator):
+        loader.close()
     if isinstance(loader, MultiThreadedAugmenter):
         loader._finish()  # its only way to stop; the destructor does the same, but at a time of its own
 

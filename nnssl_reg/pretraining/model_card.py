@@ -32,7 +32,8 @@ class ModelCard:
 
     default_features: what registration should use where nobody says, because it measured better; recipe: the pretraining
     section of the plans; steps: done; metrics: the log's last value of each name; probe: rows of the log with a probe's
-    values, in order of their "step"; notes: known limits.
+    values, in order of their "step"; notes: known limits; source_commit: of the package that exported it, the commit of its
+    checkout, or its version where it is installed.
     """
 
     name: str
@@ -49,6 +50,7 @@ class ModelCard:
     notes: str
     versions: dict[str, str]
     written: str
+    source_commit: str = "unknown"  # as in cards from before there was this field
     version: int = CARD_VERSION
 
     def __post_init__(self):
@@ -84,8 +86,13 @@ def _is_number(value) -> bool:
 
 def one_line(card: ModelCard) -> str:
     """The model in a line, for lists."""
-    data = ", ".join(f"{source.dataset} ({source.licence})" for source in card.data)
+    data = ", ".join(source.dataset for source in card.data)
     return f"{card.parameters / 1e6:.2g} million weights in {card.precision}, {card.steps} steps on {data}"
+
+
+def licences(card: ModelCard) -> str:
+    """Under what the data are that it was trained on, in a line."""
+    return "; ".join(f"{source.dataset}: {source.licence}" for source in card.data)
 
 
 def card_text(card: ModelCard, configuration: Configuration) -> str:
@@ -110,7 +117,8 @@ def card_text(card: ModelCard, configuration: Configuration) -> str:
         lines += ["", "## Probe", "", f"| {' | '.join(names)} |", "|" + "---|" * len(names)]
         lines += ["| " + " | ".join(f"{row[n]:.6g}" if n in row else "" for n in names) + " |" for row in card.probe]
     versions = ", ".join(f"{name} {value}" for name, value in card.versions.items())
-    return "\n".join([*lines, "", f"Trained with {versions}. Written {card.written}.", ""])
+    written = f"Written {card.written}, source {card.source_commit}."
+    return "\n".join([*lines, "", f"Trained with {versions}. {written}", ""])
 
 
 def _times(values) -> str:

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from dynamic_network_architectures.architectures.primus import Primus, PrimusS
+from dynamic_network_architectures.architectures.primus import Primus, PrimusB, PrimusL, PrimusM, PrimusS
 
-from nnssl_reg.architectures.primus_encoder import build_encoder
+from nnssl_reg.architectures.primus_encoder import PrimusEncoder, build_encoder
 from nnssl_reg.architectures.primus_export import PRESETS, as_torchscript, primus_form
 from nnssl_reg.planning.rules_network import SIZES
 
@@ -58,6 +58,22 @@ def test_a_preset_loads_strictly_too_and_says_what_it_has_no_place_for():
         torch.testing.assert_close(tokens_of(primus, image), expected, rtol=1e-5, atol=1e-5)
     kept = primus_form(net, (16, 8, 12), 2, "xyz", keep_registers=True)
     assert kept.class_name == "Primus" and kept.left_out == () and kept.weights["register_tokens"].shape == (1, 4, 396)
+
+
+@pytest.mark.parametrize("axes", ["zyx", "xyz"])
+@pytest.mark.parametrize("network", [PrimusS, PrimusB, PrimusM, PrimusL], ids=lambda network: network.__name__)
+def test_every_preset_loads_strictly_into_nnunets_own_class(network, axes, monkeypatch):
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda tensor: tensor)  # of tensors that have a shape and no values
+    width, depth, heads = next(size for size, name in PRESETS.items() if name == network.__name__)
+    with torch.device("meta"):
+        net = PrimusEncoder(width, depth, heads, (4, 4, 2))
+        form = primus_form(net, (32, 16, 24) if axes == "xyz" else (24, 16, 32), 2, axes)
+        own = network(**form.arguments)
+    assert form.class_name == network.__name__ and all(value.is_meta for value in own.state_dict().values())
+    own.load_state_dict(form.weights, strict=True)
+    del form.weights["eva.norm.weight"]
+    with pytest.raises(RuntimeError, match="eva.norm.weight"):
+        own.load_state_dict(form.weights, strict=True)
 
 
 def test_the_presets_are_the_sizes_that_are_planned():

@@ -69,6 +69,14 @@ def without_packaged_models(tmp_path_factory):
 
 
 @pytest.fixture
+def packaged(monkeypatch, tmp_path):
+    """packaged(name) -> the place of a packaged model in a package that has no other."""
+    monkeypatch.setattr(found_models, "files", lambda name: tmp_path / "package")
+    (tmp_path / "package" / "weights").mkdir(parents=True)
+    return lambda name: tmp_path / "package" / "weights" / name
+
+
+@pytest.fixture
 def model_folder():
     """model_folder(results, dataset, plans, configuration, channels) -> the folder of a tiny model with random weights."""
     return _model_folder

@@ -13,8 +13,9 @@ from nnssl_reg.geometry.displacement import DisplacementField
 from nnssl_reg.geometry.grid import Grid
 from nnssl_reg.geometry.image import Image
 from nnssl_reg.imageio.images import read_grid, read_image, read_labels, write_image
+from nnssl_reg.imageio.json_files import write_json
 from nnssl_reg.imageio.landmarks import read_landmark_names, read_landmarks, write_landmarks
-from nnssl_reg.imageio.transforms import write_composite, write_field
+from nnssl_reg.imageio.transforms import write_affine, write_composite, write_field
 
 FIXED = Grid((20, 18, 16), np.block([[rotation((0.1, -0.05, 0.2)) * (-2.0, 2.0, 3.0), np.array([[30], [-20], [5]])],
                                      [np.zeros((1, 3)), 1]]))  # fmt: skip
@@ -236,3 +237,50 @@ def test_an_image_from_elsewhere_is_refused(folder, capsys):
     write_image(folder / "far.nii.gz", Image(ramp(world(MOVING))[None], far))
     assert apply(folder, "-t", folder / "field.nii.gz", "-i", folder / "far.nii.gz") == 1
     assert "is it really the moving image?" in capsys.readouterr().out
+
+
+@pytest.fixture
+def backward(folder):
+    """The field of the way back with its sidecar, and a fixed image."""
+    write_image(folder / "fixed.nii.gz", Image(ramp(world(FIXED))[None], FIXED))
+    write_field(folder / "back.nii.gz", INITIAL.after(deformation()).inverse(MOVING))
+    files = {"field": "field.nii.gz", "inverse_field": "back.nii.gz", "ants_warp": "b_1Warp.nii.gz"}
+    write_json(folder / "b.json", {"fixed": "fixed.nii.gz", "moving": "moving.nii.gz", "files": files})
+    return folder / "back.nii.gz"
+
+
+def test_an_inverse_field_brings_fixed_images_to_the_moving_grid_and_its_inverse_back(folder, backward, capsys):
+    assert apply(folder, "-t", backward, "-i", folder / "fixed.nii.gz") == 0
+    assert "fixed image -> moving grid" in capsys.readouterr().out
+    assert read_grid(folder / "out" / "fixed_in_moving.nii.gz").matches(MOVING)
+    assert apply(folder, "-t", backward, "-i", folder / "moving.nii.gz", "--inverse") == 1
+    assert "give the fixed image with -r IMAGE" in capsys.readouterr().err
+    assert apply(folder, "-t", backward, "-i", folder / "moving.nii.gz", "--inverse", "-r", folder / "fixed.nii.gz") == 0
+    assert "moving image -> fixed grid" in capsys.readouterr().out
+    back = read_image(folder / "out" / "moving_warped.nii.gz")
+    truth = ramp(INITIAL.after(deformation()).apply_to_points(world(FIXED).reshape(-1, 3))).reshape(FIXED.shape)
+    inner = (slice(5, -5),) * 3
+    assert back.grid.matches(FIXED) and np.abs(back.array[0] - truth)[inner].max() < 0.05 * np.ptp(truth)
+
+
+@pytest.mark.parametrize("told", ["by the sidecar", "by the name"])
+def test_landmarks_of_the_moving_image_go_through_an_inverse_field_to_the_fixed_image(folder, backward, capsys, told):
+    if told == "by the name":
+        backward = backward.rename(folder / "b_inverse_field.nii.gz")
+    points = FIXED.index_to_world(np.random.default_rng(0).uniform(6, 10, (9, 3)))
+    write_landmarks(folder / "points.mrk.json", INITIAL.after(deformation()).apply_to_points(points))
+    assert apply(folder, "-t", backward, "-i", folder / "points.mrk.json") == 0
+    assert "9 landmarks of the moving image -> fixed image" in capsys.readouterr().out
+    np.testing.assert_allclose(read_landmarks(folder / "out" / "points_in_fixed.mrk.json"), points, atol=0.1)
+
+
+@pytest.mark.parametrize(("name", "way_out"), [("b_1Warp.nii.gz", "give the whole one, {folder}/field.nii.gz"),
+                                               ("a1Warp.nii.gz", "antsApplyTransforms -o")])  # fmt: skip
+def test_a_warp_of_ants_without_its_affine_is_refused_with_the_whole_way(folder, backward, capsys, name, way_out):
+    write_field(folder / name, deformation())
+    if name.startswith("a"):
+        assert apply(folder, "-t", folder / name, "-i", folder / "moving.nii.gz") == 0  # no affine: it may be the whole way
+        write_affine(folder / "a0GenericAffine.mat", INITIAL)
+    assert apply(folder, "-t", folder / name, "-i", folder / "moving.nii.gz") == 1
+    error = capsys.readouterr().err
+    assert "Alone it maps nothing" in error and way_out.format(folder=folder) in error

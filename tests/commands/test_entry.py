@@ -1,12 +1,15 @@
 """The entry of every command: help at once, errors in one line, exit codes, nothing heavy imported before it is needed."""
 
 import importlib.util
+import re
 import subprocess
 import sys
+from argparse import ArgumentParser
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from nnssl_reg.commands import entry
 from nnssl_reg.commands.arguments import COMMANDS
@@ -80,6 +83,33 @@ def test_exit_codes_are_those_of_the_command(command):
 def test_what_a_user_can_mend_is_said_in_one_line(command, capsys, error):
     assert command(failing(error)) == 1
     assert capsys.readouterr().err == "error: no such thing\n"
+
+
+OUT_OF_MEMORY = (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 8 GiB"),
+                 RuntimeError("[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory"),
+                 MemoryError())  # fmt: skip
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize(("name", "way_out"), [
+    ("nnssl_register", "-device cpu"), ("nnssl_tune_registration", "mind_spacing_mm"),
+    ("nnssl_train_dino", "pretraining.batch_size"), ("nnssl_info", "machine"),
+])  # fmt: skip
+def test_where_memory_ends_the_way_out_of_the_command_is_said(monkeypatch, capsys, name, way_out, error):
+    monkeypatch.setattr(entry.importlib, "import_module", lambda module: SimpleNamespace(run=failing(error)))
+    needed = {"nnssl_tune_registration": ["-i", "pairs.json"]}
+    assert main(needed.get(name, []), name=name) == 1
+    said = capsys.readouterr().err
+    assert way_out in said and "memory" in said and said.count("\n") == 1 and "GPU 0" not in said
+
+
+def test_ways_out_of_memory_name_flags_that_exist():
+    for name, said in entry.LESS_MEMORY.items():
+        parser = ArgumentParser()
+        COMMANDS[name].add_arguments(parser)
+        own = said.partition("nnssl_plan_experiment")[0]
+        options = {option for action in parser._actions for option in action.option_strings}
+        assert set(re.findall(r"(?<=[ (])--?[a-z]\w*", own)) <= options
 
 
 def test_verbose_shows_where_an_error_came_from(command):

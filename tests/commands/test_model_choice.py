@@ -1,5 +1,6 @@
 """Which model a registration uses: what is found is said, what could be meant is listed, what is missing has a way out."""
 
+import os
 from argparse import Namespace
 
 import pytest
@@ -84,3 +85,20 @@ def test_a_damaged_model_is_named(choose, model_folder, tmp_path):
     (folder / "checkpoint_final.safetensors").write_bytes(b"cut")
     with pytest.raises(ValueError, match="no usable checkpoint"):
         choose(results=tmp_path)
+
+
+def test_a_folder_of_models_that_is_not_there_is_told_and_never_made(choose, tmp_path, capsys, monkeypatch):
+    missing = tmp_path / "mistyped" / "results"
+    with pytest.raises(ValueError, match="mistyped/results .from -results. does not exist; give the one"):
+        choose(results=missing)
+    monkeypatch.setenv("nnssl_results", str(missing))
+    with pytest.raises(ValueError, match="from nnssl_results. does not exist"):
+        choose(d=7)
+    assert choose() is None
+    assert f"{missing} (from nnssl_results) does not exist" in capsys.readouterr().out and not missing.parent.exists()
+
+
+def test_a_folder_of_models_need_not_be_writable(choose, model_folder, tmp_path, monkeypatch):
+    folder = model_folder(tmp_path)
+    monkeypatch.setattr(os, "access", lambda path, mode: mode & os.W_OK == 0)
+    assert choose(results=tmp_path).folder == folder

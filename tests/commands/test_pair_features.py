@@ -145,8 +145,8 @@ def test_a_modality_that_the_model_does_not_know_is_named(turned_grid):
         channel_key({k: CHANNELS[k] for k in "12"}, None, image, Path("x.nii.gz"))
 
 
-def test_an_image_that_does_not_look_like_its_channel_is_warned_about(store_of, files, caplog):
+def test_an_image_that_does_not_look_like_the_channel_the_model_knows_is_warned_about(store_of, files, caplog):
     image = read_image(files[0])
     write_image(files[0], Image(image.array - image.array.min(), image.grid))
-    store_of("dino", ("CT",)).of(files[0], "CT", Look("dino", 1.0))
-    assert "0.nii.gz is named CT, but its intensities run from" in caplog.text
+    store_of("dino", ("CT",)).of(files[0], None, Look("dino", 1.0))
+    assert "0.nii.gz goes to the model as CT, but its intensities run from" in caplog.text

@@ -14,6 +14,7 @@ from nnssl_reg.commands.entry import main
 from nnssl_reg.commands.pair_memory import check_memory, memory_told
 from nnssl_reg.commands.registration_setup import make_setup
 from nnssl_reg.geometry.grid import Grid
+from nnssl_reg.geometry.image import Image
 from nnssl_reg.imageio.images import write_image
 from nnssl_reg.imageio.json_files import write_json
 from nnssl_reg.imageio.pairs import Pair
@@ -139,3 +140,30 @@ def test_files_that_cannot_be_read_do_not_stop_the_prediction(tmp_path):
     (tmp_path / "x.nii.gz").write_bytes(b"no image")
     pair = Pair("x", tmp_path / "x.nii.gz", tmp_path / "x.nii.gz")
     assert "no pair is readable" in memory_told([pair], setup_for(cube(40)))
+
+
+def test_with_a_gpu_main_memory_need_not_hold_what_the_gpu_does_which_is_asked_itself(monkeypatch, caplog):
+    grids = cube(160), cube(160)
+    setup = replace(setup_for(*grids), device=torch.device("cuda"))
+    need = pair_memory._memory(grids, setup)
+    monkeypatch.setattr(pair_memory, "LOADED_LATER", 0)
+    monkeypatch.setattr(pair_memory, "free_memory", lambda: need.images + need.output)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 1e9)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (need.maps + need.search + 13 * 160**3 - 1e9, 8e10))
+    check_memory("p", grids, setup)
+    assert caplog.text == ""
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (0, 8e10))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 0.5 * need.search)
+    check_memory("p", grids, setup)
+    assert "GB of cuda" in caplog.text and "-device cpu" in caplog.text
+    monkeypatch.setattr(pair_memory, "free_memory", lambda: 0.5 * (need.images + need.output))
+    with pytest.raises(ValueError, match="the images are too large: crop them"):
+        check_memory("p", grids, setup)
+
+
+def test_the_line_on_memory_tells_of_the_gpu_too(tmp_path, monkeypatch):
+    write_image(tmp_path / "a.nii.gz", Image(np.arange(30**3, dtype=np.float32).reshape(1, 30, 30, 30), cube(30, 4.0)))
+    pair = Pair("a", tmp_path / "a.nii.gz", tmp_path / "a.nii.gz")
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (7e9, 8e9))
+    told = memory_told([pair], replace(setup_for(cube(30, 4.0)), device=torch.device("cuda", 1)))
+    assert re.search(r"GB at most, [\d.]+ GB are free; on cuda:1 about [\d.]+ GB, 7.0 GB are free", told)

@@ -10,6 +10,7 @@ import SimpleITK as sitk
 import torch
 
 from nnssl_reg.commands.entry import main
+from nnssl_reg.commands.registration_setup import device_called
 from nnssl_reg.geometry.grid import Grid
 from nnssl_reg.geometry.image import Image
 from nnssl_reg.imageio.images import read_grid, read_image, read_labels, write_image
@@ -145,9 +146,11 @@ def test_all_missing_files_are_listed_at_once(folder, capsys):
     assert register("-i", folder / "pairs.json") == 1
     said = capsys.readouterr().err
     assert "a.nii.gz" in said and "b.mha" in said and "pair 1" in said
-    assert register("-f", folder / "c.nii.gz", "-m", folder / "d.nii.gz") == 1
+    (folder / "e.png").touch()
+    assert register("-f", folder / "c.nii.gz", "-m", folder / "d.nii.gz", "-fl", folder / "e.png", "-fmask", "f.txt") == 1
     said = capsys.readouterr().err
-    assert "c.nii.gz" in said and "d.nii.gz" in said
+    assert all(f"{name} does not exist" in said for name in ("c.nii.gz", "d.nii.gz", "f.txt"))
+    assert all(f"{name}: the ending is none of" in said for name in ("e.png", "f.txt"))
 
 
 @pytest.mark.parametrize(("flags", "answer"), [
@@ -279,3 +282,11 @@ def test_rigid_regions_and_a_flow_exclude_each_other(folder, images, capsys):
     files = ("-f", folder / "fixed.nii.gz", "-m", folder / "moving.nii.gz", "--rigid_mask", folder / "fixed_label.nii.gz")
     assert register(*files, "-o", folder / "out", "--diffeomorphic", *QUICK) == 1
     assert "rigid regions is no flow" in capsys.readouterr().err
+
+
+def test_a_gpu_beyond_those_that_are_there_is_refused_with_their_number(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert device_called("cuda:1").index == 1 and device_called(None).type == "cuda"
+    with pytest.raises(ValueError, match="-device cuda:9: there is no such device here; torch sees 2 GPUs, cuda:0 ... cuda:1"):
+        device_called("cuda:9")

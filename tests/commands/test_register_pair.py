@@ -231,3 +231,12 @@ def test_a_rigid_mask_that_is_empty_or_comes_with_a_flow_is_refused(tmp_path, tu
     both = ImagePair(Side(image, "a"), Side(image, "b"), rigid_mask=empty)
     with pytest.raises(ValueError, match="is no flow"):
         register_pair(both, None, PLAN, is_diffeomorphic=True)
+
+
+def test_each_stage_is_told_as_it_begins_also_of_a_start_that_is_given(turned_grid, body_image):
+    grid, told = turned_grid((20, 18, 16), 6.0), []
+    pair = ImagePair(*(Side(body_image(grid), name) for name in ("fixed", "moving")))
+    store = FeatureStore("mind", FEATURES, None, torch.device("cpu"))
+    done = register_pair(pair, store, PLAN, is_diffeomorphic=True, start=AffineTransform.identity(), on_stage=told.append)
+    assert told == list(done.seconds)[1:] and done.seconds["diffeomorphic"] > 0
+    assert [name for name in told if name in ("features", "convex adam", "field")] == ["features", "convex adam", "field"]

@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError
 
 import numpy as np
 import pytest
+import torch
 
 from nnssl_reg.commands import register as command
 from nnssl_reg.commands.arguments import COMMANDS
@@ -201,7 +202,11 @@ def test_masks_are_taken_from_flags_and_bad_ones_are_named(study, capsys):
     masked = read_field(study / "out" / "a__b_field.nii.gz").vectors_mm
     assert register(study, *files) == 0
     assert (read_field(study / "out" / "a__b_field.nii.gz").vectors_mm - masked).abs().max() > 0.1
-    bad = (("-fmask", "empty", "the mask is empty"), ("-mmask", "moved", "on another grid"), ("-fmask", "none", "do not exist"))
+    bad = (
+        ("-fmask", "empty", "the mask is empty"),
+        ("-mmask", "moved", "on another grid"),
+        ("-fmask", "none", "does not exist"),
+    )
     for flag, name, answer in bad:
         assert register(study, *files, flag, study / f"{name}.nii.gz") == 1
         said = capsys.readouterr()
@@ -249,3 +254,27 @@ def test_a_package_that_is_not_installed_has_a_version_all_the_same(monkeypatch)
 
     monkeypatch.setattr(checkpoint, "version", missing)
     assert checkpoint.versions(("nnssl_reg",)) == {"nnssl_reg": "not installed"}
+
+
+def test_a_pair_that_the_gpu_has_no_memory_for_gets_a_row_with_the_way_out_and_the_rest_goes_on(study, monkeypatch):
+    real = command.register_pair
+
+    def full(pair, *rest, **more):
+        if pair.fixed.name.endswith("b.nii.gz"):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 8 GiB")
+        return real(pair, *rest, **more)
+
+    monkeypatch.setattr(command, "register_pair", full)
+    assert register(study) == 1
+    rows = csv.DictReader((study / "out" / "metrics.csv").read_text().splitlines())
+    errors = {row["id"]: row["error"] for row in rows}
+    assert errors["ab"] == errors["ca"] == "" and "Tried to allocate 2.00 GiB. Use -device cpu, or coarser" in errors["bc"]
+
+
+def test_the_bar_names_the_stage_of_the_pair_that_is_computed(study, capsys):
+    quick = ("--init", "identity", "--no_figures", "-device", "cpu", "--set", "registration.iterations=2", "-limit", "1")
+    assert main(["-i", str(study / "pairs.json"), "-o", str(study / "out"), *quick], name="nnssl_register") == 0
+    shown = [line for line in capsys.readouterr().err.split("\r") if "pair" in line]
+    stages = [next((s for s in ("features", "convex adam", "field") if s in line), None) for line in shown if " 0/1 " in line]
+    assert list(dict.fromkeys(filter(None, stages))) == ["features", "convex adam", "field"]
+    assert "field" not in shown[-1] and "1/1" in shown[-1]

@@ -11,7 +11,6 @@ import torch
 
 from nnssl_reg import load_model
 from nnssl_reg import register as register_in_python
-from nnssl_reg.commands import found_models
 from nnssl_reg.commands.entry import main
 from nnssl_reg.commands.registration_setup import make_setup
 from nnssl_reg.geometry.grid import Grid
@@ -47,14 +46,6 @@ def trained(model_folder, tmp_path, monkeypatch):
     (raw / "imagesTr" / "a_0000.nii.gz").touch()
     write_json(raw / "dataset.json", {"channel_names": {"0": "MR"}, "licence": "CC0", "description": "Ellipsoids"})
     return folder
-
-
-@pytest.fixture
-def packaged(monkeypatch, tmp_path):
-    """packaged(name) -> the place of a packaged model in a package that has no other."""
-    monkeypatch.setattr(found_models, "files", lambda name: tmp_path / "package")
-    (tmp_path / "package" / "weights").mkdir(parents=True)
-    return lambda name: tmp_path / "package" / "weights" / name
 
 
 def export(folder, out, *flags) -> int:
@@ -117,7 +108,8 @@ def test_weights_beyond_half_precision_are_refused_and_nothing_is_left(trained, 
 
 def test_a_licence_that_is_not_known_is_warned_of(trained, tmp_path, capsys):
     export(trained, tmp_path / "m.zip")
-    assert "The licence of Dataset007_Bodies is not known; give --licence" in capsys.readouterr().err
+    out, err = capsys.readouterr()
+    assert "The licence of Dataset007_Bodies is not known; give --licence" in err and "data: Dataset007_Bodies: not" in out
 
 
 @pytest.mark.parametrize("what", ["m.zip", "folder"])
@@ -225,9 +217,9 @@ def register(pair, out, *flags) -> tuple[int, dict]:
 def test_without_a_named_model_the_packaged_one_is_used_as_its_card_says(trained, packaged, pair, tmp_path, capsys):
     assert export(trained, packaged("body"), "--half", "--default_features", "dino+mind", "--licence", "CC0") == 0
     code, settings = register(pair, tmp_path / "out")
-    said = capsys.readouterr().out
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("Model: "))
     assert code == 0 and settings["features"] == "dino+mind" and settings["model"].endswith("weights/body")
-    assert "comes with the package" in said and "CC0" in said
+    assert line.startswith("Model: body (comes with the package), 0.0091 million weights") and "CC0" not in line
     spacing = settings["plans"]["image"]["spacing_mm"]
     assert len(set(spacing)) == 1 and spacing[0] != 4.0  # not the spacing of the training
     assert settings["plans"]["registration"]["search_radius_mm"] != 32.0
@@ -246,6 +238,18 @@ def test_the_encoder_spacing_can_be_set_and_python_takes_the_folder_too(trained,
                                           "image.spacing_mm": (6, 6, 6)})  # fmt: skip
     assert found.settings["features"] == "dino+mind" and json.loads(json.dumps(found.settings["plans"])) == settings["plans"]
     assert np.isfinite(found.field.vectors_mm.numpy()).all()
+
+
+def test_python_takes_the_packaged_model_as_the_command_does(trained, packaged, pair, tmp_path, capsys):
+    export(trained, packaged("body"), "--licence", "CC0", "--default_features", "auto")
+    model = load_model("body", "cpu").folder
+    for features, used in ((None, ("auto", str(model))), ("dino", ("dino", str(model))), ("mind", ("mind", None))):
+        settings = register(pair, tmp_path / "out", "--overwrite", *(["--features", features] if features else []))[1]
+        found = register_in_python(*pair, features=features, initial="identity", device="cpu",
+                                   overrides={"registration.iterations": 5, "registration.symmetric": False})  # fmt: skip
+        assert (settings["features"], settings["model"]) == used
+        assert ("(comes with the package), only for CT beside" in capsys.readouterr().out) == (features is None)
+        assert all(json.loads(json.dumps(found.settings[n])) == settings[n] for n in ("features", "model", "plans"))
 
 
 def test_an_own_model_comes_before_the_packaged_one(trained, packaged, pair, tmp_path):

@@ -105,7 +105,7 @@ def test_a_dry_run_says_memory_time_and_disk_and_writes_nothing(folders, capsys)
     assert train("999", "--dry_run") == 0
     said = capsys.readouterr().out
     assert all(word in said for word in ("memory", "time", "disk", "measured", "Nothing was written."))
-    assert not output(folders).exists()
+    assert not (folders / "results").exists()
 
 
 def test_steps_can_be_fitted_to_the_minutes_there_are(folders, capsys):
@@ -113,6 +113,21 @@ def test_steps_can_be_fitted_to_the_minutes_there_are(folders, capsys):
     fitted = load_encoder(output(folders), "cpu")[0].pretraining
     assert f"{fitted.steps} steps fit into 0.02 minutes" in capsys.readouterr().out
     assert fitted.steps >= 10 and fitted.warmup_steps == round(fitted.steps / 2)
+
+
+@pytest.mark.parametrize("flags", [("-epochs", "2"), ("--set", "pretraining.steps=6")])
+def test_a_length_that_is_given_twice_is_refused(folders, capsys, flags):
+    assert train("999", "-fit_minutes", "30", *flags) == 1
+    said = capsys.readouterr().err
+    assert f"so does {flags[0]}" in said and "-max_minutes 30" in said and not output(folders).exists()
+
+
+def test_flags_that_a_run_that_has_begun_cannot_follow_are_told(folders, capsys):
+    assert train("999", "--seed", "5", "--set", "pretraining.steps=2") == 0
+    assert train("999", "--continue", "--seed", "6") == 1
+    assert "holds a run of seed 5" in capsys.readouterr().err
+    assert train("999", "--continue", "--seed", "5", "-fit_minutes", "30") == 0
+    assert "-fit_minutes 30 is for a run's beginning: this one keeps its 2 steps, 2 of them done." in capsys.readouterr().out
 
 
 def test_the_time_limit_saves_and_says_how_to_go_on(folders, capsys):

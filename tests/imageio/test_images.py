@@ -142,7 +142,7 @@ def test_a_4d_image_asks_for_a_volume_and_gives_it(ending, tmp_path, noise, save
     else:
         save_nifti(tmp_path / "a.nii.gz", array)
     with pytest.raises(
-        ValueError, match=r"is 4-D, shape \(4, 5, 6, 3\): choose one of its 3 volumes with -volume 0 ... 2, or split"
+        ValueError, match=r"is 4-D, shape \(4, 5, 6, 3\): choose one of its 3 volumes with -volume 0 ... 2 .*, or split"
     ):
         read_image(tmp_path / f"a{ending}")
     assert np.array_equal(read_image(tmp_path / f"a{ending}", volume=1).array[0], array[..., 1])

@@ -40,6 +40,13 @@ def test_a_list_of_pairs_is_read_relative_to_its_folder(tmp_path):
     assert (first.moving_label, first.fixed_mask, first.fixed_channel, first.moving_channel) == (None,) * 4
 
 
+def test_a_tilde_in_a_path_is_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    touch(tmp_path, "home/a.nii.gz", "home/b.nii.gz")
+    (pair,) = read_pairs(write(tmp_path / "pairs.json", [{"fixed": "~/a.nii.gz", "moving": "~/b.nii.gz"}]))
+    assert (pair.fixed, pair.moving) == (tmp_path / "home" / "a.nii.gz", tmp_path / "home" / "b.nii.gz")
+
+
 def test_a_learn2reg_json_is_read_with_labels_masks_and_channel_names(tmp_path):
     touch(tmp_path, "imagesTr/A_0001_0000.nii.gz", "imagesTr/A_0001_0001.nii.gz", "labelsTr/A_0001_0000.nii.gz",
           "labelsTr/A_0001_0001.nii.gz", "masksTr/A_0001_0001.nii.gz")  # fmt: skip

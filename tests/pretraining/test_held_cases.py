@@ -1,5 +1,6 @@
 """Windows cut out of held cases are those that are read from the files."""
 
+import multiprocessing
 from dataclasses import replace
 from itertools import islice
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 from nnssl_reg.imageio.case_store import open_case, read_crop
-from nnssl_reg.pretraining.crop_loader import held_batches, open_loader
+from nnssl_reg.pretraining.crop_loader import close_loader, held_batches, open_loader
 from nnssl_reg.pretraining.held_cases import HeldCases, cut_held, room_for
 
 CPU = torch.device("cpu")
@@ -52,6 +53,24 @@ def test_a_damaged_case_is_left_out_of_held_ones_too(run):
     damaged.write_bytes(b"nothing")
     found = list(islice(held_batches(run.window_request, 0, CPU), 5))
     assert {case for batch in found for case in batch["unreadable"]} == {str(damaged.with_suffix(""))}
+
+
+def test_cases_that_the_gpu_has_no_room_for_are_read_from_their_files_and_none_is_called_unreadable(run, monkeypatch, caplog):
+    opened = HeldCases.opened
+
+    def full(self, case):
+        if len(self._held) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return opened(self, case)
+
+    monkeypatch.setattr(HeldCases, "opened", full)
+    held, read = held_batches(run.window_request, 0, CPU, workers=1), open_loader(run.window_request, 0, 0)
+    for ours, theirs in islice(zip(held, read), 5):
+        assert ours["step"] == theirs["step"] and ours["unreadable"] == {}
+        assert np.array_equal(np.asarray(ours["windows"]), theirs["windows"])
+    close_loader(held)
+    assert [record.getMessage()[:38] for record in caplog.records] == ["cpu has no room to hold the cases; the"]
+    assert multiprocessing.active_children() == []
 
 
 def test_only_a_gpu_with_room_holds_cases(run, monkeypatch):
