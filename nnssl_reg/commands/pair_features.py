@@ -143,9 +143,11 @@ class FeatureStore:
         if features is None or (aligns and features.aligning is None) or (learned and features.tokens is None):
             image = features.image if features else self.read(Path(name)) if image is None else image
             upright = _upright(image)
-            features = features or self._computed(image, upright, channel_name, look)
-            if aligns and features.aligning is None:
+            to_align = aligns and (features is None or features.aligning is None)
+            if features is None or to_align:
                 voxels = self._voxels(upright, _seems_ct(channel_name, image), look.smoothing_mm)
+            features = features or self._computed(image, voxels, look)
+            if to_align:
                 # flat places that say little would let backgrounds that overlap pass for patients that do
                 features = replace(features, aligning=mind_features(*voxels, ALIGNING_SCALES, 0.0, self.plan.mind_stride))
             if learned and features.tokens is None:
@@ -206,8 +208,7 @@ class FeatureStore:
     def _discriminates(self, look: Look) -> bool:
         return look.kind != "mind" and self.plan.projection == "discriminant"
 
-    def _computed(self, image: Image, upright: Image, channel_name: str | None, look: Look) -> ImageFeatures:
-        voxels = self._voxels(upright, _seems_ct(channel_name, image), look.smoothing_mm)
+    def _computed(self, image: Image, voxels: tuple[torch.Tensor, Grid], look: Look) -> ImageFeatures:
         mind = mind_features(*voxels, self.plan.mind_scales, look.noise, self.plan.mind_stride)
         intensity = local_intensity(*voxels, self.plan.mind_stride) if self._asks_contrast else None
         return ImageFeatures(image, mind, intensity, None)

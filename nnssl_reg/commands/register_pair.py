@@ -134,7 +134,7 @@ def register_pair(pair: ImagePair, store: FeatureStore, plan: RegistrationPlan, 
         clock.begin("rigid regions")
         deformation, rigid = _with_rigid_regions(pair, deformation, alignment.transform)
     clock.begin("field")
-    field = alignment.transform.after(deformation if rigid else deformation.on(fixed.grid))
+    field = alignment.transform.after(deformation, None if rigid else fixed.grid)
     clock.end()
     return RegisteredPair(*found.images, pair.fixed.label, pair.moving.label, alignment, deformation, field, found.features,
                           found.apart_mm, clock.seconds, pair.landmarks, flow, rigid, found.counted,

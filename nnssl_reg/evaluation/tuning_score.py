@@ -78,7 +78,7 @@ def label_truth(fixed: Image, moving: Image, wanted: set[int] | None = None) -> 
 def judged(truth: LabelTruth | PointTruth, initial: AffineTransform, deformation: DisplacementField) -> PairScore:
     """The scores of the map p -> initial(p + deformation(p)): mean Dice of the labels, or mean distance of the points, mm."""
     if isinstance(truth, LabelTruth):
-        warped = initial.after(deformation.on(truth.fixed.grid)).warp(truth.moving)
+        warped = initial.after(deformation, truth.fixed.grid).warp(truth.moving)
         value = mean_of(dice(truth.fixed.array[0], warped.array[0], truth.ids).values())
     else:
         led = initial.apply(deformation.apply_to_points(truth.fixed_mm))

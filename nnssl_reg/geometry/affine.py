@@ -68,18 +68,19 @@ class AffineTransform:
         """This transform as a displacement field on a (fixed) grid."""
         return self.after(DisplacementField(torch.zeros(3, *grid.shape), grid))
 
-    def after(self, deformation: DisplacementField) -> DisplacementField:
-        """The total field p -> self(p + deformation(p)) on the deformation's grid."""
-        found, affine = deformation.vectors_mm, deformation.grid.affine
+    def after(self, deformation: DisplacementField, grid: Grid | None = None) -> DisplacementField:
+        """The total field p -> self(p + deformation(p)), on the deformation's grid or as seen on another one."""
+        found = deformation.vectors_mm
         linear = torch.as_tensor(self.matrix[:3, :3].copy(), dtype=found.dtype, device=found.device)
-        total = torch.einsum("ij,jxyz->ixyz", linear, found)
+        total = DisplacementField(torch.einsum("ij,jxyz->ixyz", linear, found), deformation.grid)
+        total = total if grid is None else total.on(grid)
         # at voxel (i, j, k) the transform itself moves a point by start + i * along[0] + j * along[1] + k * along[2]
-        moved = (self.matrix - np.eye(4)) @ affine
-        for axis, count in enumerate(deformation.grid.shape):
-            steps = np.outer(moved[:3, axis], np.arange(count)) + (moved[:3, 3:] if axis == 0 else 0)
-            shape = [3, *(count if a == axis else 1 for a in range(3))]
-            total += torch.as_tensor(steps.reshape(shape), dtype=found.dtype, device=found.device)
-        return DisplacementField(total, deformation.grid)
+        moved = (self.matrix - np.eye(4)) @ total.grid.affine
+        x, y, z = (np.outer(moved[:3, axis], np.arange(count)) for axis, count in enumerate(total.grid.shape))
+        x += moved[:3, 3:]
+        for steps in ((x[:, :, None] + y[:, None])[..., None], z[:, None, None]):
+            total.vectors_mm.add_(torch.as_tensor(steps, dtype=found.dtype, device=found.device))
+        return total
 
 
 def right_angled_rotations() -> list[np.ndarray]:

@@ -55,6 +55,48 @@ def _convolve_last(first, last, values, taps, mirror):
             _add_shifted(padded[t : t + count], taps[t], row)
 
 
+@compiled(fastmath=FAST)
+def _sum_middle(first, last, values, starts, weights, out):
+    """Weighted sums of (A, N, B) along N into out (A, M, B)."""
+    count, inner, runs = values.shape[1], values.shape[2], (values.shape[2] + RUN - 1) // RUN
+    for job in range(first, last):
+        a, start = job // runs, (job % runs) * RUN
+        stop = min(start + RUN, inner)
+        for m in range(out.shape[1]):
+            row = out[a, m, start:stop]
+            row[:] = 0
+            for t in range(weights.shape[1]):
+                if weights[m, t] != 0:
+                    _add_shifted(values[a, min(max(starts[m] + t, 0), count - 1), start:stop], weights[m, t], row)
+
+
+@compiled(fastmath=FAST)
+def _sum_last(first, last, values, starts, weights, out):
+    """Weighted sums of (A, N) along N into out (A, M)."""
+    count = values.shape[1]
+    for a in range(first, last):
+        for m in range(out.shape[1]):
+            total = np.float32(0)
+            for t in range(weights.shape[1]):
+                total += weights[m, t] * values[a, min(max(starts[m] + t, 0), count - 1)]
+            out[a, m] = total
+
+
+def weighted_sums(values: np.ndarray, axis: int, starts: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Sums of a C-ordered float32 array along an axis: element m of the result is that of weights[m] (M, T) and the T values
+    from starts[m] on, beyond whose ends stand the end's own."""
+    shape, count = values.shape, values.shape[axis]
+    outer, inner = int(np.prod(shape[:axis])), int(np.prod(shape[axis + 1 :]))
+    out = np.empty((*shape[:axis], len(starts), *shape[axis + 1 :]), np.float32)
+    given = starts.astype(np.int64), weights.astype(np.float32)
+    if inner == 1:
+        on_threads(_sum_last, outer, values.reshape(outer, count), *given, out.reshape(outer, -1))
+    else:
+        jobs = outer * ((inner + RUN - 1) // RUN)
+        on_threads(_sum_middle, jobs, values.reshape(outer, count, inner), *given, out.reshape(outer, -1, inner))
+    return out
+
+
 def convolve(values: np.ndarray, axis: int, taps: np.ndarray, mirror: bool) -> None:
     """Convolve a C-ordered float32 array along an axis with symmetric taps, in place.
 

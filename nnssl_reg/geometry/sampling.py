@@ -6,7 +6,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from nnssl_reg.geometry.filters_cpu import convolve
+from nnssl_reg.geometry.filters_cpu import convolve, weighted_sums
 from nnssl_reg.geometry.grid import Grid
 from nnssl_reg.geometry.image import Image
 from nnssl_reg.geometry.lattice_cpu import warp_lattice, warp_lattice_nearest
@@ -56,8 +56,11 @@ def sample_grid(values: torch.Tensor, grid: Grid, target: Grid, fill: float | No
         from nnssl_reg.geometry import lattice_triton
 
         return lattice_triton.warp_lattice(values, None, *_linear_and_matrix(target, grid), fill, target.shape)
+    compiled = values.device.type == "cpu" and values.dtype == torch.float32
+    if compiled and _share_axes(grid, target):
+        return torch.from_numpy(_sampled_by_axes(values.contiguous().numpy(), grid, target, (0.0, 0.0, 0.0), fill))
     out = torch.empty(values.shape[0], *target.shape, dtype=values.dtype, device=values.device)
-    if values.device.type == "cpu" and values.dtype == torch.float32:
+    if compiled:
         nowhere, fills = np.empty((3, 0, 0, 0), np.float32), np.full(len(out), np.nan if fill is None else fill, np.float32)
         maps = _linear_and_matrix(target, grid)
         on_threads(warp_lattice, out.shape[1], values.contiguous().numpy(), nowhere, *maps, fills, out.numpy())
@@ -65,6 +68,35 @@ def sample_grid(values: torch.Tensor, grid: Grid, target: Grid, fill: float | No
     for start, stop in slabs(target.shape):
         out[:, start:stop] = sample_points(values, grid, target.points_mm(start, stop, values.device), fill=fill)
     return out
+
+
+def _share_axes(grid: Grid, target: Grid) -> bool:
+    """Whether the axes of two grids run alike, to a thousandth of a voxel over all of target."""
+    steps = np.linalg.solve(grid.affine[:3, :3], target.affine[:3, :3])
+    return np.abs(steps - np.diag(np.diag(steps))).max() * max(target.shape) < 1e-3
+
+
+def _sampled_by_axes(values: np.ndarray, grid: Grid, target: Grid, sigma, fill: float | None) -> np.ndarray:
+    """What smooth_gaussian and sample_grid make of float32 (C, X, Y, Z), axis by axis: first those that become shorter, so that
+    the others need not compute what is left out."""
+    matrix, given = np.linalg.inv(grid.affine) @ target.affine, values
+    places = [matrix[axis, axis] * np.arange(count) + matrix[axis, 3] for axis, count in enumerate(target.shape)]
+    shorter = [axis for axis in range(3) if target.shape[axis] <= grid.shape[axis]]
+    for axis in shorter + [axis for axis in (2, 1, 0) if axis not in shorter]:
+        size, width = grid.shape[axis], sigma[axis]
+        position = np.clip(places[axis], 0, size - 1)
+        if width == 0 and len(position) == size and np.abs(position - np.arange(size)).max() < 1e-4:
+            continue
+        before = np.floor(position)
+        after, taps = (position - before)[:, None], np.array([1.0]) if width == 0 else gaussian_taps(width).numpy()
+        weights = np.pad(taps, (0, 1)) * (1 - after) + np.pad(taps, (1, 0)) * after
+        values = weighted_sums(values, axis + 1, before - len(taps) // 2, weights)
+    values = values.copy() if values is given else values
+    if fill is not None:
+        for axis, position in enumerate(places):
+            outside = (position < -0.5) | (position > grid.shape[axis] - 0.5)
+            values[(slice(None), *(outside if a == axis else slice(None) for a in range(3)))] = fill
+    return values
 
 
 def sample_displaced(values: torch.Tensor, grid: Grid, vectors_mm: torch.Tensor, target: Grid,
@@ -141,14 +173,19 @@ def smooth_gaussian(values: torch.Tensor, sigma_vox) -> torch.Tensor:
     for axis, sigma in enumerate(sigma_vox, start=1):
         if sigma <= 0:
             continue
-        radius = max(1, math.ceil(3 * sigma))
-        taps = torch.exp(-0.5 * (torch.arange(-radius, radius + 1) / sigma) ** 2)
-        taps /= taps.sum()
+        taps = gaussian_taps(sigma)
         if compiled:
             convolve(values.numpy(), axis, taps.numpy(), mirror=False)
         else:
             values = _convolved(values, axis, taps.tolist())
     return values
+
+
+def gaussian_taps(sigma: float) -> torch.Tensor:
+    """The filter of a Gaussian of `sigma` voxels, float32, its ends at 3 sigma."""
+    radius = max(1, math.ceil(3 * sigma))
+    taps = torch.exp(-0.5 * (torch.arange(-radius, radius + 1) / sigma) ** 2)
+    return taps / taps.sum()
 
 
 def _convolved(values: torch.Tensor, axis: int, taps: list[float]) -> torch.Tensor:
@@ -162,18 +199,19 @@ def _convolved(values: torch.Tensor, axis: int, taps: list[float]) -> torch.Tens
     return out
 
 
-def resample(image: Image, grid: Grid, fill: float | None = None, device: torch.device | str = "cpu") -> Image:
+def resample(image: Image, grid: Grid, fill: float | None = None) -> Image:
     """Bring an image onto another grid: intensities linear, anti-aliased where the grid is coarser; labels nearest.
 
     fill: value outside the image's field of view (None: the nearest edge value). Returns an Image on `grid`.
     """
-    if not image.is_label:
-        values = torch.as_tensor(np.ascontiguousarray(image.array), device=device)
-        step_vox = np.abs(np.linalg.solve(image.grid.affine[:3, :3], grid.affine[:3, :3])).max(axis=1)
-        sigma = [0.5 * math.sqrt(s * s - 1) if s > 1.01 else 0.0 for s in step_vox]  # FWHM close to the new voxel
-        values = smooth_gaussian(values, sigma)
-        return Image(sample_grid(values, image.grid, grid, fill).cpu().numpy(), grid)
-    return Image(warp_nearest(image.array, image.grid, torch.zeros(3, *grid.shape), grid, fill or 0), grid)
+    if image.is_label:
+        return Image(warp_nearest(image.array, image.grid, torch.zeros(3, *grid.shape), grid, fill or 0), grid)
+    step_vox = np.abs(np.linalg.solve(image.grid.affine[:3, :3], grid.affine[:3, :3])).max(axis=1)
+    sigma = [0.5 * math.sqrt(s * s - 1) if s > 1.01 else 0.0 for s in step_vox]  # FWHM close to the new voxel
+    values = np.ascontiguousarray(image.array)
+    if _share_axes(image.grid, grid):
+        return Image(_sampled_by_axes(values, image.grid, grid, sigma, fill), grid)
+    return Image(sample_grid(smooth_gaussian(torch.from_numpy(values), sigma), image.grid, grid, fill).numpy(), grid)
 
 
 def slabs(shape, voxels: int = 2**20):

@@ -41,6 +41,9 @@ def test_after_a_deformation_is_the_composition(turn, turned_grid):
     truth = turn.apply(points + np.moveaxis(vectors.numpy(), 0, -1)) - points
     assert np.allclose(np.moveaxis(total.vectors_mm.numpy(), 0, -1), truth, atol=1e-3)
     assert np.allclose(turn.as_field(grid).vectors_mm, turn.after(DisplacementField(0 * vectors, grid)).vectors_mm, atol=1e-3)
+    finer = grid.with_spacing((1, 1, 0.7))
+    seen = turn.after(DisplacementField(vectors, grid)).on(finer).vectors_mm[:, 3:-3, 3:-3, 3:-3]  # linear within the grid
+    assert torch.allclose(turn.after(DisplacementField(vectors, grid), finer).vectors_mm[:, 3:-3, 3:-3, 3:-3], seen, atol=1e-3)
     same = AffineTransform.identity().after(DisplacementField(vectors, grid))
     assert torch.allclose(same.vectors_mm, vectors, atol=1e-4)
 
