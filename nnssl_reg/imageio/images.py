@@ -8,6 +8,7 @@ from nnssl_reg.geometry.grid import Grid
 from nnssl_reg.geometry.image import Image
 from nnssl_reg.imageio.affine_checks import grid_from_affine
 from nnssl_reg.imageio.itk_files import read_itk_header, read_itk_voxels, write_itk
+from nnssl_reg.imageio.memory_order import in_order
 from nnssl_reg.imageio.nifti_files import header_affine, read_nifti_header, read_nifti_voxels, write_nifti
 
 FILE_ENDINGS = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd")
@@ -38,7 +39,7 @@ def read_image(path: str | Path, volume: int | None = None, fill: float | None =
     path = _existing(path)
     stored, slope, intercept, grid = _stored(path, volume, OF_IMAGES)
     with np.errstate(over="ignore", invalid="ignore"):  # what becomes infinite is reported below
-        array = np.array(stored, dtype=np.float32, order="C")
+        array = in_order(stored, np.float32, "C")
         if slope != 1:
             array *= np.float32(slope)
         if intercept != 0:
@@ -61,7 +62,7 @@ def read_labels(path: str | Path, volume: int | None = None) -> Image:
     path = _existing(path)
     stored, slope, intercept, grid = _stored(path, volume, OF_LABELS)
     if np.issubdtype(stored.dtype, np.integer) and (slope, intercept) == (1, 0):
-        return Image(np.array(stored, dtype=stored.dtype.newbyteorder("="), order="C")[None], grid)
+        return Image(in_order(stored, stored.dtype.newbyteorder("="), "C")[None], grid)
     array = stored if (slope, intercept) == (1, 0) else stored.astype(np.float64) * slope + intercept
     if not np.isfinite(array).all():
         raise ValueError(_not_finite_message(array, path))

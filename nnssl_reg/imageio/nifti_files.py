@@ -7,12 +7,13 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-from isal import igzip
+from isal import igzip, isal_zlib
 from nibabel.spatialimages import HeaderDataError
 
 from nnssl_reg.geometry.grid import Grid
 from nnssl_reg.imageio.affine_checks import is_spacing, is_usable
 from nnssl_reg.imageio.json_files import atomic_path
+from nnssl_reg.imageio.memory_order import in_order
 
 _HEAD_BYTES = 2**16  # of the file: enough for the header, compressed or not
 _SFORM_QFORM_MM = 0.1  # below this, sform and qform are the same but for rounding
@@ -76,6 +77,8 @@ def header_affine(header: Header, path: Path) -> np.ndarray:
 
 def write_nifti(path: Path, array: np.ndarray, affine: np.ndarray, intent_code: int = 0) -> None:
     """Write voxels in their own dtype with sform and qform = affine, mm, atomically."""
+    if array.ndim == 3 and not array.flags.f_contiguous:
+        array = in_order(array, array.dtype, "F")
     image = nib.Nifti1Image(array, affine, dtype=array.dtype)
     image.set_sform(affine, code=1)
     image.set_qform(affine, code=1)
@@ -144,10 +147,10 @@ def _gunzipped(raw: bytes, expected: int, path: Path) -> bytes:
     """The first `expected` unpacked bytes of a gzip file of one or more members."""
     parts, found = [], 0
     while True:
-        unpacker = zlib.decompressobj(31)
+        unpacker = isal_zlib.decompressobj(31)
         try:
             parts.append(unpacker.decompress(raw, expected - found + 1))  # one more than needed, to reach the checksum
-        except zlib.error as error:
+        except isal_zlib.error as error:
             raise ValueError(f"{path} is corrupt: it cannot be unpacked to the {expected} bytes that its header promises "
                              f"({error}). Copy it again.") from error  # fmt: skip
         found += len(parts[-1])

@@ -11,6 +11,7 @@ from nnssl_reg.geometry.host_memory import on_host
 from nnssl_reg.imageio.affine_checks import grid_from_affine
 from nnssl_reg.imageio.itk_files import LPS_TO_RAS, itk_grid, set_itk_grid
 from nnssl_reg.imageio.json_files import atomic_path
+from nnssl_reg.imageio.memory_order import in_order
 from nnssl_reg.imageio.nifti_files import header_affine, read_nifti_voxels, write_nifti
 
 _DISPLACEMENT_INTENT = 1006  # NIfTI's displacement vector: components along RAS
@@ -24,9 +25,11 @@ def write_field(path: str | Path, field: DisplacementField) -> None:
     """Write a field as ITK's NIfTI: float32 (X, Y, Z, 1, 3), LPS mm, intent 1007, on the fixed image's grid."""
     path = Path(path)
     _check_ending(path, _FIELD_ENDINGS)
-    vectors = np.array(on_host(field.vectors_mm), dtype=np.float32)
-    vectors[:2] *= -1  # RAS -> LPS
-    write_nifti(path, np.moveaxis(vectors, 0, -1)[:, :, :, None], field.grid.affine, intent_code=_VECTOR_INTENT)
+    vectors = np.empty((*field.grid.shape, 1, 3), np.float32, order="F")
+    for axis, component in enumerate(on_host(field.vectors_mm)):
+        vectors[..., 0, axis] = in_order(component, np.float32, "F")
+    vectors[..., :2] *= -1  # RAS -> LPS
+    write_nifti(path, vectors, field.grid.affine, intent_code=_VECTOR_INTENT)
 
 
 def read_field(path: str | Path) -> DisplacementField:
@@ -39,7 +42,7 @@ def read_field(path: str | Path) -> DisplacementField:
         voxels = ", but may be a Learn2Reg field in voxels" if stored.ndim == 4 and stored.shape[3] == 3 else ""
         raise ValueError(f"{path} is no displacement field in mm{voxels}: shape {stored.shape} with intent {intent}, expected "
                          f"(X, Y, Z, 1, 3) with intent {_VECTOR_INTENT}.")  # fmt: skip
-    vectors = np.moveaxis(stored[:, :, :, 0], -1, 0).astype(np.float32, order="C")
+    vectors = np.stack([in_order(stored[:, :, :, 0, axis], np.float32, "C") for axis in range(3)])
     if not np.isfinite(vectors).all():
         raise ValueError(f"{path} holds NaN or infinite displacements; make it again.")
     if intent == _VECTOR_INTENT:

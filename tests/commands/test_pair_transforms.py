@@ -196,3 +196,13 @@ def test_landmarks_that_do_not_pair_up_are_named_before_the_registration(challen
     assert register("-i", challenge / "pairs.json", "-o", challenge / "out") == 1
     (row,) = csv.DictReader((challenge / "out" / "metrics.csv").read_text().splitlines())
     assert "f.fcsv has 2 landmarks and" in row["error"] and "m.fcsv has 1" in row["error"]
+
+
+@pytest.mark.parametrize("voxels", [50, 10_000])
+def test_large_fields_are_compared_at_evenly_spread_voxels(done, monkeypatch, voxels):
+    monkeypatch.setattr(pair_transforms, "CHECKED", voxels)
+    part, some = pair_transforms.evenly_spread(done.field)
+    assert some.grid.shape == some.vectors_mm.shape[1:] and 8 <= np.prod(some.grid.shape) <= max(voxels, 60)
+    points = done.field.grid.points_mm()[(slice(None), *part)]
+    assert torch.allclose(points, some.grid.points_mm(), atol=1e-3)
+    assert torch.equal(done.field.vectors_mm[(slice(None), *part)], some.vectors_mm)
