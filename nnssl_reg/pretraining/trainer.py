@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from nnssl_reg.geometry.host_memory import give_back_free_pages
 from nnssl_reg.pretraining.crop_loader import close_loader, open_loader
 from nnssl_reg.pretraining.guards import go_back, probed, require_finite, watch
 from nnssl_reg.pretraining.optimizer import apply_settings
@@ -103,6 +104,8 @@ def train_on(run: Run, state: TrainingState, folder: Path, log: TrainingLog, obs
                 watch(run, state, row, log)
                 asked = run.processes.any(probe is not None and (last or clock.due() and not stopping), run.device)
                 log.row({**row, **(probed(run, state, folder, log, probe, clock) if asked else {})})
+                if run.device.type == "cpu":
+                    give_back_free_pages()
             if state.step % plan.steps_per_epoch == 0 or last or stopping:
                 save(run, state, folder, "latest")
                 row = log.trained

@@ -1,10 +1,13 @@
-"""Tensors as arrays in the computer's memory."""
+"""Tensors as arrays in the computer's memory, and what its allocator keeps."""
+
+import platform
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
-from nnssl_reg.geometry.host_memory import on_host
+from nnssl_reg.geometry.host_memory import give_back_free_pages, on_host
 
 
 def test_an_array_of_the_cpu_is_its_own_memory():
@@ -19,3 +22,12 @@ def test_an_array_of_a_gpu_is_a_copy_in_pinned_memory():
     values = torch.arange(24.0, device="cuda").reshape(2, 3, 4).transpose(0, 2)
     found = on_host(values)
     assert torch.from_numpy(found).is_pinned() and np.array_equal(found, values.cpu().numpy())
+
+
+def test_gaps_that_nothing_uses_are_given_back():
+    kept = [np.ones(12_500) for _ in range(2000)]  # 100 kB each, from the heap
+    kept = kept[::200]
+    before = psutil.Process().memory_info().rss
+    give_back_free_pages()
+    given_back = before - psutil.Process().memory_info().rss
+    assert len(kept) == 10 and (platform.libc_ver()[0] != "glibc" or given_back > 1e8)
