@@ -54,27 +54,22 @@ def cells_of(tokens: FeatureMap, label: Image) -> tuple[np.ndarray, np.ndarray]:
     return values[organ > 0], organ[organ > 0]
 
 
-def share_found(own: tuple[np.ndarray, np.ndarray], other: tuple[np.ndarray, np.ndarray]) -> float:
-    """Mean over organs of the share of own cells that the other patient's nearest organ mean names rightly."""
+def share_found(own: tuple[np.ndarray, np.ndarray], other: tuple[np.ndarray, np.ndarray]) -> tuple[float, float]:
+    """Mean over organs of the share of own cells that the other patient's nearest organ mean names rightly; a guess's."""
     organs = np.intersect1d(own[1], other[1])
     means = np.stack([other[0][other[1] == organ].mean(0) for organ in organs])
     nearest = organs[np.linalg.norm(own[0][:, None] - means[None], axis=2).argmin(1)]
-    return float(np.mean([(nearest[own[1] == organ] == organ).mean() for organ in organs]))
+    return float(np.mean([(nearest[own[1] == organ] == organ).mean() for organ in organs])), 1 / len(organs)
 
 
-def table(sets: list[int], cells: list[tuple[np.ndarray, np.ndarray]], organs: list[str]) -> str:
-    """Mean over ordered pairs of patients, of one data set and of different ones; a guess finds one of the organs' number."""
+def table(sets: list[int], cells: list[tuple[np.ndarray, np.ndarray]]) -> str:
+    """Means over ordered pairs of patients, of one data set and of different ones."""
     pairs = [(a, b) for a in range(len(sets)) for b in range(len(sets)) if a != b]
-    rows = [
-        f"organs: {', '.join(organs)}; a guess: {1 / len(organs):.3f}",
-        "",
-        "| patients | pairs | share found |",
-        "|---|---|---|",
-    ]
+    rows = ["| patients | pairs | share found | by a guess |", "|---|---|---|---|"]
     for title, chosen in (("of one data set", [p for p in pairs if sets[p[0]] == sets[p[1]]]),
                           ("of different data sets", [p for p in pairs if sets[p[0]] != sets[p[1]]])):  # fmt: skip
-        shares = [share_found(cells[a], cells[b]) for a, b in chosen]
-        rows += [f"| {title} | {len(shares)} | {mean_of(shares):.3f} |"] if shares else []
+        shares, guesses = zip(*[share_found(cells[a], cells[b]) for a, b in chosen]) if chosen else ((), ())
+        rows += [f"| {title} | {len(shares)} | {mean_of(shares):.3f} | {mean_of(guesses):.3f} |"] if shares else []
     return "\n".join(rows)
 
 
@@ -82,21 +77,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("picture", type=Path, metavar="PICTURE")
     parser.add_argument("folders", type=Path, nargs="+", metavar="DATASET_FOLDER")
+    parser.add_argument("--features", choices=("dino", "mind"), default="dino", help="mind: hand-made ones, to compare")
     parser.add_argument("--model", type=Path, metavar="FOLDER", help="default: the one that comes with the package")
     args = parser.parse_args()
     device = torch.device("cpu")
     model = packaged_model("dino", device) if args.model is None else load_model(args.model, device)
-    organs = organs_in_all(args.folders)
+    organs, told = organs_in_all(args.folders), [read_json(folder / "dataset.json")["labels"] for folder in args.folders]
     listed = [(number, *patient) for number, folder in enumerate(args.folders) for patient in patients(folder)]
     store = make_setup([read_grid(path) for _, _, path, _, _ in listed], device, kind="dino", model=model).store()
-    found = [store.of(path, channel, Look("dino", 0.0), aligns=False) for _, _, path, channel, _ in listed]
-    told = [read_json(folder / "dataset.json")["labels"] for folder in args.folders]
+    look = Look(args.features, store.plan.mind_noise)
+    found = [store.of(path, channel, look, aligns=False) for _, _, path, channel, _ in listed]
+    maps = [f.tokens if args.features == "dino" else f.mind for f in found]
     labels = [renumbered(label, told[number], organs) for number, *_, label in listed]
-    tokens, names = [f.tokens for f in found], [name for _, name, *_ in listed]
-    title = f"{model.folder.name}: first three principal components of all patients' features together"
-    feature_figure(args.picture, [f.image for f in found], tokens, names, title, labels)
-    cells = [cells_of(t, label) for t, label in zip(tokens, labels)]
-    print(table([number for number, *_ in listed], cells, organs))
+    whose = model.folder.name if args.features == "dino" else "MIND"
+    title = f"{whose}: first three principal components of all patients' features together"
+    feature_figure(args.picture, [f.image for f in found], maps, [name for _, name, *_ in listed], title, labels)
+    cells = [cells_of(t, label) for t, label in zip(maps, labels)]
+    print(f"organs: {', '.join(organs)}", table([number for number, *_ in listed], cells), sep="\n\n")
 
 
 if __name__ == "__main__":

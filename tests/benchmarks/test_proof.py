@@ -36,13 +36,14 @@ def test_results_that_are_there_become_tables_and_what_fails_is_named(tmp_path):
 def test_every_part_leaves_its_table_and_pictures(tmp_path):
     for number, (ct, mr) in enumerate(((2, 0), (0, 2)), 1):
         write_phantom_dataset(tmp_path / "raw", number, ct, mr, seed=number)
-    out, words = tmp_path / "out", ("--datasets", 1, "2to1", "--pairs", 1, "--changed-pairs", 1, "--shape", 48, 48, 48)
-    done = proof(tmp_path / "raw", out, *words, "--pictured", 1, "2to1")
+    out, words = tmp_path / "out", ("--datasets", 1, "2to1", "--pairs", 1, "--changed-pairs", 1)
+    words = (*words, "--shape", 48, 48, 48, "--methods", "raw,mind", "--pictured", 1, "2to1", "--pictured-method", "mind")
+    done = proof(tmp_path / "raw", out, *words)
     assert done.returncode == 0, done.stderr
     text = (out / "proof.md").read_text()
     assert all(title in text for title in ("## Accuracy", "## Robustness", "## Speed", "## Features", "## Pictures"))
     assert [line.split(" | ")[0] for line in text.splitlines() if line.startswith("| raw | 1")] == ["| raw"]  # not MR to CT
     assert len(list((out / "pictures").glob("*__worst__*.png"))) == 2
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*.json") if "pairs.json" not in path.name}
-    assert proof(tmp_path / "raw", out, *words, "--pictured", 1, "2to1").returncode == 0
+    assert proof(tmp_path / "raw", out, *words).returncode == 0
     assert {path: path.stat().st_mtime_ns for path in before} == before
