@@ -77,10 +77,11 @@ def pictures(args: argparse.Namespace) -> None:
         name, source, _ = pairs_json(args.root, dataset, args.out)
         found = [read_json(path) for path in (args.out / name / args.pictured_method).glob("*.json")]
         ranked = sorted((r["scores"]["dice"], r["pair"]) for r in found if "error" not in r)
-        for kind, place in (("worst", 0), ("median", (len(ranked) - 1) // 2)) if ranked else ():
-            path = args.out / "pictures" / f"{name}__{kind}__{ranked[place][1]}.png"
+        shown = {ranked[(len(ranked) - 1) // 2][1]: "median", ranked[0][1]: "worst"} if ranked else {}
+        for pair, kind in shown.items():
+            path = args.out / "pictures" / f"{name}__{kind}__{pair}.png"
             if not path.exists():
-                draw(source, ranked[place][1], path, args)
+                draw(source, pair, path, args)
     path = args.out / "pictures" / "features.png"
     if args.coloured and not path.exists():
         folders = [find_dataset(args.root, name) for name in args.coloured]
