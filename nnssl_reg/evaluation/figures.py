@@ -71,11 +71,13 @@ def registration_figure(path: str | Path, fixed: Image, moving: Image, warped: I
 
 
 def feature_figure(path: str | Path, images: Image | Sequence[Image], features: FeatureMap | Sequence[FeatureMap],
-                   titles: Sequence[str] = (), title: str = "") -> None:  # fmt: skip
+                   titles: Sequence[str] = (), title: str = "", labels: Sequence[Image] = ()) -> None:  # fmt: skip
     """Each image's three planes beside its features, whose first three principal components are red, green and blue.
 
     The components are those of all images' foreground cells together: the same colour means the same feature everywhere.
+    labels: one of each image, on its grid; planes cut through their middle then, and contours are drawn.
     """
+    labels = [label.canonical() for label in labels] or [None] * len([images] if isinstance(images, Image) else images)
     images = [image.canonical() for image in ([images] if isinstance(images, Image) else images)]
     features = [features] if isinstance(features, FeatureMap) else list(features)
     if len(images) != len(features):
@@ -91,7 +93,7 @@ def feature_figure(path: str | Path, images: Image | Sequence[Image], features: 
     for i, (image, colour) in enumerate(zip(images, colours)):
         if titles:
             planes.add_text(figure, GAP_IN + 0.02, top + 0.03, titles[i], fontsize=9, color="#444444", parse_math=False)
-        _draw_features(figure, image, colour, top + header, height, widths[i])
+        _draw_features(figure, image, colour, top + header, height, widths[i], labels[i])
         top += header + height + GAP_IN
     planes.save(figure, path)
 
@@ -202,9 +204,10 @@ def _some(rows: np.ndarray) -> np.ndarray:
     return rows[:: max(1, len(rows) // ENOUGH_CELLS)]
 
 
-def _draw_features(figure, image: Image, colours: Image, top: float, height: float, widths: Sequence[float]) -> None:
-    """One row: each plane of the image, and beside it the colours of the cells that it cuts."""
-    centre = np.rint(image.grid.world_to_index(planes.middle_mm(image))).astype(int)
+def _draw_features(figure, image: Image, colours: Image, top: float, height: float, widths: Sequence[float],
+                   label: Image | None) -> None:  # fmt: skip
+    """One row: each plane of the image, and beside it the colours of the cells that it cuts; contours of a label on both."""
+    centre = np.rint(image.grid.world_to_index(planes.middle_mm(image if label is None else label))).astype(int)
     cell = np.rint(colours.grid.world_to_index(image.grid.index_to_world(centre)))
     cell = np.clip(cell, 0, np.array(colours.grid.shape) - 1)
     corners = [np.full(3, -0.5), np.array(colours.grid.shape) - 0.5]
@@ -215,9 +218,14 @@ def _draw_features(figure, image: Image, colours: Image, top: float, height: flo
         axes = planes.add_panel(figure, left, top, width, height)
         planes.show(axes, grey, view, image.grid.spacing_mm, cmap="gray", vmin=black, vmax=white)
         planes.add_letters(axes, view)
+        organs = None if label is None else planes.cut(label, view, centre)[0]
+        if organs is not None:
+            _draw_contours(axes, organs, COLOURS, "solid", 1.0)
         axes = planes.add_panel(figure, left + width + GAP_IN / 2, top, width, height)
         extent = (low[view.across], high[view.across], low[view.up], high[view.up])
         planes.show(axes, colour, view, image.grid.spacing_mm, extent=extent, interpolation="nearest")
+        if organs is not None:
+            _draw_contours(axes, organs, ("white",), "solid", 0.8)
         axes.set_xlim(grey.shape[0] - 0.5, -0.5)
         axes.set_ylim(-0.5, grey.shape[1] - 0.5)
         left += 2 * width + 2 * GAP_IN

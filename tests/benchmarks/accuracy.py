@@ -82,6 +82,7 @@ def by_nnssl_reg(flags: str, pair: Pair, folder: Path, args: argparse.Namespace,
         "peak_gb": told["peak_memory_gb"],
         "stages_seconds": told["stages_seconds"],
         "initial": told["initial"],
+        "contrast": told["contrast"],
         "settings": told["settings"],
     }
 

@@ -1,4 +1,4 @@
-"""The tables of accuracy.py: means over pairs by method, paired tests against one method, Dice by organ."""
+"""The tables of accuracy.py: means over pairs by method, paired tests against one method, Dice by organ, seconds by stage."""
 
 import math
 from statistics import mean, median
@@ -10,7 +10,7 @@ INITIAL = ("dice", "hd95_mm", "label_dice")  # what is known before registration
 
 
 def tables(name: str, results: list[dict], organs: dict[str, str], reference: str, order: tuple[str, ...]) -> str:
-    """Both tables of a data set in markdown. results: what accuracy.py keeps of each pair and method; organs: id -> name.
+    """The tables of a data set in markdown. results: what accuracy.py keeps of each pair and method; organs: id -> name.
 
     order: of the methods; those not in it come last.
     """
@@ -23,6 +23,8 @@ def tables(name: str, results: list[dict], organs: dict[str, str], reference: st
         *table((*HEADER, f"Dice - {reference}'s", "p"), [method_row(m, rows[m], rows.get(reference)) for m in rows]),
     ]
     lines += ["", *table(("Dice", *rows), organ_rows(rows, organs))] if rows else []
+    staged = {m: by_pair for m, by_pair in found.items() if any("stages_seconds" in r for r in by_pair.values())}
+    lines += ["", *table(("s, median", *staged), stage_rows(staged))] if staged else []
     lines += ["", *(f"failed: {r['method']}, {r['pair']}: {r['error']}" for r in failed)] if failed else []
     return "\n".join(lines)
 
@@ -68,6 +70,14 @@ def organ_rows(rows: dict[str, dict[str, dict]], organs: dict[str, str]) -> list
     ids = {i for by_pair in rows.values() for r in by_pair.values() for i in r["scores"]["label_dice"]}
     cells = {i: [mean_of(r["scores"]["label_dice"].get(i) for r in by_pair.values()) for by_pair in rows.values()] for i in ids}
     return [[organs.get(i, i).replace("_", " "), *(number(v, 3) for v in cells[i])] for i in sorted(ids, key=int)]
+
+
+def stage_rows(staged: dict[str, dict[str, dict]]) -> list[list[str]]:
+    """A row for each stage of nnssl_register in the order of their work, with the median seconds of each method."""
+    told = [[r.get("stages_seconds", {}) for r in by_pair.values()] for by_pair in staged.values()]
+    longest = sorted((stages for each in told for stages in each), key=len, reverse=True)
+    names = dict.fromkeys(name for stages in longest for name in stages)
+    return [[name, *(number(median_of(stages.get(name) for stages in each), 1) for each in told)] for name in names]
 
 
 def known(values) -> list[float]:

@@ -49,3 +49,11 @@ def test_a_failed_pair_is_named_and_a_measure_that_a_pair_lacks_is_left_out():
     assert cells(text, "mind")[1:5] == ["2", "0.700", "0.600", "2.0"]
     assert "failed: mind, p2: no" in text
     assert cells(text, "6")[0] == "6"  # an organ without a name keeps its number
+
+
+def test_the_seconds_of_each_stage_are_medians_of_the_pairs_that_have_it():
+    told = ({"reading": 1.0, "field": 3.0}, {"reading": 2.0, "first match": 5.0, "field": 4.0}, {"reading": 9.0, "field": 8.0})
+    results = [result("mind", i, 0.8) | {"stages_seconds": s} for i, s in enumerate(told)] + [result("greedy", 0, 0.7)]
+    text = TABLES["tables"]("Set", results, {}, "mind", ("greedy", "mind"))
+    assert text.splitlines()[-5:] == ["| s, median | mind |", "| --- | --- |", "| reading | 2.0 |", "| first match | 5.0 |",
+                                      "| field | 4.0 |"]  # fmt: skip

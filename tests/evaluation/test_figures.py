@@ -132,6 +132,11 @@ def test_feature_figures_of_one_and_several_images_are_written(tmp_path, channel
     figures.feature_figure(tmp_path / "two.png", [image, image], [features, features], ["CT", "MR"], "tokens")
     one, two = (matplotlib.image.imread(tmp_path / f"{name}.png") for name in ("one", "two"))
     assert two.shape[0] > 1.7 * one.shape[0]
+    label = Image(np.zeros(image.array.shape, np.uint8), image.grid)
+    label.array[0, :5, :5, :5] = 1
+    figures.feature_figure(tmp_path / "organ.png", image, features, title="tokens", labels=[label])
+    organ = matplotlib.image.imread(tmp_path / "organ.png")
+    assert organ.shape == one.shape and not np.array_equal(organ, one)  # planes through the organ's middle, not the body's
     with pytest.raises(ValueError, match="2 images and 1 feature maps"):
         figures.feature_figure(tmp_path / "x.png", [image, image], [features])
 
