@@ -20,7 +20,7 @@ from nnssl_reg.registration.likely_turns import likelier_turns
 LEAST_SEEN = 8  # voxels and cells along each axis that the initial alignment compares, however thin a mask
 FINALISTS = 2  # turns that are aligned as thoroughly as the image as it is
 SURE = 0.6  # cost of alignment below which no turn is looked for: turned patients had 0.67 and more
-BETTER = 0.03  # of that cost: what a turn must gain
+BETTER = 0.045  # of that cost: what a turn must gain; true ones gained 0.05 and more, of a part of a patient a false one 0.035
 
 
 def found_start(mode: str, sides, features) -> tuple[InitialAlignment, AffineTransform | None]:
