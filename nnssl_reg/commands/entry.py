@@ -5,7 +5,6 @@ import logging
 import os
 import re
 import sys
-import warnings
 from argparse import ArgumentParser
 from difflib import get_close_matches
 from pathlib import Path
@@ -36,7 +35,6 @@ def main(argv: list[str] | None = None, name: str | None = None) -> int:
     parser.add_argument("--verbose", action="store_true", help="more messages, and the traceback of an error")
     _check_options(parser, sys.argv[1:] if argv is None else argv)
     args = parser.parse_args(argv)
-    warnings.filterwarnings("ignore", "`torch.jit", FutureWarning)  # of timm, which Primus' blocks load; no user can mend it
     logging.basicConfig(format="%(levelname)s: %(message)s", force=True)
     logging.getLogger("nnssl_reg").setLevel(logging.INFO if args.verbose else logging.WARNING)
     try:
