@@ -14,30 +14,30 @@ import numpy as np
 import torch
 from torch import nn
 
+from nnssl_reg.commands.image_kind import channel_key, doubt_of, seems_ct, upright_image, wanted_smoothing_mm
 from nnssl_reg.commands.machine import free_memory
+from nnssl_reg.features.canonical import joint_canonical
 from nnssl_reg.features.discriminant import joint_discriminant
 from nnssl_reg.features.encode import encode
 from nnssl_reg.features.local_intensity import contrast_agreement, local_intensity, voxel_intensity
 from nnssl_reg.features.mind import mind_features
-from nnssl_reg.features.noise import noise_share, smoothing_mm
 from nnssl_reg.features.pca import joined, joint_pca
 from nnssl_reg.features.soft_tissue import soft_tissue_contrast
+from nnssl_reg.features.tissue_context import tissue_context
 from nnssl_reg.geometry.displacement import DisplacementField
 from nnssl_reg.geometry.grid import Grid
 from nnssl_reg.geometry.image import FeatureMap, Image
 from nnssl_reg.geometry.sampling import resample, smooth_gaussian
 from nnssl_reg.imageio.images import read_image
 from nnssl_reg.imageio.model_folder import WEIGHTS, sha256
-from nnssl_reg.imageio.raw_dataset import guess_modality
-from nnssl_reg.planning.fingerprint import intensity_doubt
 from nnssl_reg.planning.foreground import is_ct
+from nnssl_reg.planning.memory import CONTEXT_VARIATES
 from nnssl_reg.planning.plans import Configuration, FeaturesPlan, RegistrationPlan
 from nnssl_reg.preprocessing.preprocess_case import preprocess_image
 from nnssl_reg.pretraining.model_card import ModelCard
 from nnssl_reg.registration.cells import feature_scale
 
 log = logging.getLogger("nnssl_reg")
-OBLIQUE_DEGREES = 10.0  # beyond it, features along the array's axes would no longer match those along the world's
 ALIGNING_SCALES = ((1, 2),)  # of the MIND features that the initial alignment compares: the published ones
 CELLS_SMOOTHED = 0.5  # of a feature cell: noise is not smoothed further, for features are means over cells anyway
 KEPT_SHARE, KEPT_MOST = 0.2, 2**30  # of the free memory, and bytes, for images and features that a later pair may want again
@@ -123,11 +123,11 @@ class FeatureStore:
         MIND's noise is CT's own among CT alone: where one image counts faint texture and the other does not, flat places look
         different everywhere. So it would with noise in one of them alone, hence both are smoothed alike.
         """
-        ct = [_seems_ct(*image) for image in images]
+        ct = [seems_ct(*image) for image in images]
         across = any(ct) and not all(ct)
         kind = self.kind if self.kind != "auto" else "dino+mind" if across else "mind"
         most = CELLS_SMOOTHED * max(np.multiply(self.plan.mind_spacing_mm, self.plan.mind_stride))
-        smoothing = max(_smoothing_mm(image, is_ct, most) for (_, image), is_ct in zip(images, ct))
+        smoothing = max(wanted_smoothing_mm(image, is_ct, most) for (_, image), is_ct in zip(images, ct))
         return Look(kind, self.plan.mind_noise_ct if all(ct) else self.plan.mind_noise, smoothing)
 
     def of(self, name: str | Path, channel_name: str | None, look: Look, image: Image | None = None,
@@ -142,10 +142,10 @@ class FeatureStore:
         learned = look.kind != "mind"
         if features is None or (aligns and features.aligning is None) or (learned and features.tokens is None):
             image = features.image if features else self.read(Path(name)) if image is None else image
-            upright = _upright(image)
+            upright = upright_image(image)
             to_align = aligns and (features is None or features.aligning is None)
             if features is None or to_align:
-                voxels = self._voxels(upright, _seems_ct(channel_name, image), look.smoothing_mm)
+                voxels = self._voxels(upright, seems_ct(channel_name, image), look.smoothing_mm)
             features = features or self._computed(image, voxels, look)
             if to_align:
                 # flat places that say little would let backgrounds that overlap pass for patients that do
@@ -168,7 +168,7 @@ class FeatureStore:
 
     def needs_matches(self, look: Look) -> bool:
         """Whether `agreement` or `pair` ask for a first match of the images."""
-        return self._asks_contrast or self._discriminates(look)
+        return self._asks_contrast or self._asks_context or self._discriminates(look)
 
     def matching(self, look: Look, plan: RegistrationPlan) -> RegistrationPlan:
         """The settings of that match: the search alone; one round is enough to compare contrasts, not for discriminants."""
@@ -181,11 +181,14 @@ class FeatureStore:
         return contrast_agreement((fixed.intensity, moving.intensity), (fixed.mind, moving.mind), matches)
 
     def pair(self, look: Look, fixed: ImageFeatures, moving: ImageFeatures, matches: DisplacementField | None = None,
-             with_intensity: bool = False) -> tuple[FeatureMap, FeatureMap]:  # fmt: skip
-        """The two feature maps to register. matches: fixed to moving points, roughly."""
+             with_intensity: bool = False, context: tuple[FeatureMap, FeatureMap] | None = None
+             ) -> tuple[FeatureMap, FeatureMap]:  # fmt: skip
+        """The two feature maps to register. matches: fixed to moving points, roughly; context: see `context`, or without."""
         mind = (fixed.mind, moving.mind)
         if with_intensity:
             mind = _joined((fixed.intensity, moving.intensity), mind, self.plan.intensity_share)
+        if context is not None:
+            mind = _joined(context, mind, self.plan.context_share)
         if look.kind == "mind":
             return mind
         tokens = fixed.tokens, moving.tokens
@@ -195,15 +198,31 @@ class FeatureStore:
             learned = joint_pca(*tokens, self.plan.components)
         return learned if look.kind == "dino" else _joined(learned, mind, self.plan.dino_share)
 
+    def context(self, look: Look, matches: DisplacementField | None, *images: tuple[str | None, ImageFeatures]
+                ) -> tuple[FeatureMap, FeatureMap] | None:  # fmt: skip
+        """What the tissue contexts of two images, each given with its channel's name, say alike; None where not wanted."""
+        if matches is None or not self._asks_context:
+            return None
+        maps = []
+        for channel_name, features in images:
+            ct = seems_ct(channel_name, features.image)
+            voxels = self._voxels(upright_image(features.image), ct, look.smoothing_mm)
+            maps.append(tissue_context(*voxels, self.plan.mind_stride, ct))
+        return joint_canonical(*maps, matches, CONTEXT_VARIATES)
+
     def at_voxels(self, features: ImageFeatures, channel_name: str | None) -> FeatureMap:
         """The local intensity of every voxel that the cells of `features` are made of."""
-        upright = _upright(features.image)
-        voxels = self._voxels(upright, _seems_ct(channel_name, features.image))
+        upright = upright_image(features.image)
+        voxels = self._voxels(upright, seems_ct(channel_name, features.image))
         return voxel_intensity(*voxels, self.plan.mind_stride)
 
     @property
     def _asks_contrast(self) -> bool:
         return self.kind != "dino" and self.plan.intensity_share > 0
+
+    @property
+    def _asks_context(self) -> bool:
+        return self.kind != "dino" and self.plan.context_share > 0
 
     def _discriminates(self, look: Look) -> bool:
         return look.kind != "mind" and self.plan.projection == "discriminant"
@@ -235,35 +254,9 @@ class FeatureStore:
                       window_overlap=self.plan.window_overlap, token_shifts=self.plan.token_shifts)  # fmt: skip
 
 
-def doubt_of(image: Image, channel_name: str) -> str | None:
-    """The intensity_doubt of an image under a channel's name."""
-    sample = image.array.reshape(-1)[:: max(1, image.array.size // 200_000)]
-    return intensity_doubt(float(image.array.min()), *np.percentile(sample, (0.5, 99.5)), channel_name)
-
-
 def _joined(first: tuple[FeatureMap, FeatureMap], second: tuple[FeatureMap, FeatureMap], share: float):
     """Both pairs of maps as one, on the grids of the second; share: of the first in the squared distance of features."""
     return joined(first, second, [feature_scale(a.values, b.values) for a, b in (first, second)], share)
-
-
-def _seems_ct(channel_name: str | None, image: Image) -> bool:
-    """Whether an image is CT, by the name of its channel or else by its intensities."""
-    return is_ct(channel_name or guess_modality(image))
-
-
-def _smoothing_mm(image: Image, ct: bool, most_mm: float) -> float:
-    """How far noise wants an image smoothed, see features/noise.py."""
-    share = noise_share(image.array[0], soft_tissue_contrast if ct else None)
-    return smoothing_mm(share, image.grid.spacing_mm, most_mm)
-
-
-def _upright(image: Image) -> Image:
-    """An image with its axes along the world's: the same voxels where they lie so, else resampled."""
-    upright = image.canonical()
-    upright = Image(upright.array, upright.grid.rounded())
-    if upright.grid.obliqueness_degrees() <= OBLIQUE_DEGREES:
-        return upright
-    return resample(upright, upright.grid.world_aligned(), fill=float(image.array.min()))
 
 
 def _kept_bytes(device: torch.device) -> float:
@@ -274,16 +267,3 @@ def _kept_bytes(device: torch.device) -> float:
 def _bytes_of(features: ImageFeatures) -> int:
     maps = [f.values for f in (features.mind, features.intensity, features.aligning, features.tokens) if f is not None]
     return features.image.array.nbytes + sum(values.nbytes for values in maps)
-
-
-def channel_key(channels, channel_name: str | None, image: Image, path: Path) -> str:
-    """Which of the plan's channels an image is: by name, else CT if its intensities look like HU, else the other."""
-    if len(channels) == 1:
-        return next(iter(channels))
-    wants_ct = is_ct(channel_name or guess_modality(image))
-    same_name = [key for key, c in channels.items() if channel_name and c.name.lower() == channel_name.lower()]
-    same_kind = [key for key, c in channels.items() if is_ct(c.name) == wants_ct]
-    if not same_name and not same_kind:
-        known = ", ".join(c.name for c in channels.values())
-        raise ValueError(f"{path}: the model knows {known}, and this image is neither by name nor by intensities.")
-    return (same_name or same_kind)[0]

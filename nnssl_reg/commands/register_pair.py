@@ -169,10 +169,11 @@ def deform_pair(pair: ImagePair, store: FeatureStore, plan: RegistrationPlan, al
     agreement = store.agreement(fixed, moving, matches)
     clock.begin("convex adam")
     bright = agreement is not None and agreement >= AGREES
-    maps = store.pair(look, fixed, moving, matches, bright)
+    context = None if bright else store.context(look, matches, (pair.fixed.channel, fixed), (pair.moving.channel, moving))
+    maps = store.pair(look, fixed, moving, matches, bright, context)
     field, apart_mm, counted = _deformation(pair, maps, alignment, plan)
     if agreement is not None and not bright and apart_mm is not None:  # who knows: the better of both
-        tried = store.pair(look, fixed, moving, matches, True)
+        tried = store.pair(look, fixed, moving, matches, True, context)
         other = _deformation(pair, tried, alignment, plan)
         bright = bool(other[1].median() < apart_mm.median())
         maps, (field, apart_mm, counted) = (tried, other) if bright else (maps, (field, apart_mm, counted))

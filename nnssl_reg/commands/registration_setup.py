@@ -74,7 +74,8 @@ class Setup:
         if self.kind != "dino":
             parts.append(f"MIND-SSC ({12 * len(f.mind_scales)} channels; radius, dilation {_scales(f.mind_scales)}) at "
                          f"{_times(f.mind_spacing_mm)} mm, cells of {_times(f.mind_stride)} voxels"
-                         + ", with local intensity where both agree on contrast" * (f.intensity_share > 0))  # fmt: skip
+                         + ", with local intensity where both agree on contrast" * (f.intensity_share > 0)
+                         + ", with tissue context" * (f.context_share > 0))  # fmt: skip
         if self.kind != "mind":
             image, patch = self.model.configuration.image, self.model.configuration.network.patch_size
             of_what = "principal" if f.projection == "pca" else "discriminant"

@@ -21,6 +21,7 @@ RESAMPLED_BYTES = 16  # per preprocessed voxel, of the same
 REGISTRATION_BASE = 1.1 * GB  # the same with all that a registration loads: SimpleITK, compiled kernels, matplotlib
 IMAGE_BYTES = 6  # per voxel of an image: float32, and a label of up to two bytes
 COST_COPIES = 3  # of the cost volume at one time
+CONTEXT_CHANNELS, CONTEXT_VARIATES = 21, 12  # of the tissue context of an image, and of what a pair keeps of it
 CELL_BYTES = 12  # per feature channel of a cell: packed copies of both maps, what is sampled, fields and their moments
 SAMPLED_BYTES = 24  # per voxel of the MIND spacing, while features are computed
 VOXEL_BYTES = 110  # per voxel of the MIND spacing, while the field is refined there: the field, its gradient and moments
@@ -116,10 +117,12 @@ def registration_memory(
     """What registering images on these grids with MIND takes (with a model, its tokens come on top)."""
     cell_mm = np.array(features.mind_spacing_mm) * features.mind_stride
     cells = [math.prod(max(1, round(n)) for n in np.array(g.canonical().extent_mm) / cell_mm) for g in (fixed, moving)]
-    channels = max(features.components, 12 * len(features.mind_scales) + 1)  # 1: local intensity
+    context = features.context_share > 0
+    hand_made = 12 * len(features.mind_scales) + 1 + CONTEXT_VARIATES * context  # 1: local intensity
+    channels = max(features.components, hand_made)
     volume = 0.0
     for r in range(registration.rounds):
-        block = np.maximum(1, np.round(registration.coarse_spacing_mm / 2**r / cell_mm + 1e-4))
+        block = np.maximum(1, np.round(registration.coarse_spacing_mm / 2 ** min(r, 1) / cell_mm + 1e-4))
         radius = np.maximum(1, np.round(registration.search_radius_mm / 2**r / (block * cell_mm)))
         volume = max(volume, max(cells) / math.prod(block) * math.prod(2 * radius + 1))
     voxels = [math.prod(g.shape) for g in (fixed, moving)]
@@ -132,6 +135,7 @@ def registration_memory(
             4 * COST_COPIES * volume + CELL_BYTES * channels * max(cells),
             SAMPLED_BYTES * sampled,
             VOXEL_BYTES * sampled * refined,
+            4 * 2 * CONTEXT_CHANNELS * sum(cells) * context,
         ),
         output=OUTPUT_BYTES * voxels[0] + SLAB_BYTES * min(voxels[0], SLAB_VOXELS),
     )

@@ -109,6 +109,7 @@ class FeaturesPlan:
     mind_stride: tuple[int, int, int]  # voxels of mind_spacing_mm per feature cell
     projection: str = "discriminant"  # of the tokens onto the components: that, or "pca"
     intensity_share: float = 0.33  # of local intensity in its and MIND's squared distance, where images agree on contrast
+    context_share: float = 0.0  # of tissue context in its and MIND's squared distance, where images differ in contrast
     dino_share: float = 0.25  # of the learned features in their and MIND's squared distance, where both are used
 
 

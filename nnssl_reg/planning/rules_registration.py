@@ -68,6 +68,9 @@ def mind_choices(data: DataSummary, spacing_mm) -> dict[str, Choice]:
         "mind_noise_ct": Choice(0.3, "among CT less: soft tissues differ little beside the edges of bone and air"),
         "intensity_share": Choice(0.33, "of local intensity beside MIND, for pairs that agree on contrast: it tells bright "
                                         "from dark, which MIND does not"),
+        "context_share": Choice(0.0, "no tissue context: so small a volume holds little around its organ")
+        if stride == 1 else Choice(0.2, "of tissue context beside MIND, for pairs that do not agree on contrast: what lies "
+                                        "around a place tells what it is; 0.15 to 0.3 are as good"),
         "dino_share": Choice(0.25, "of learned features beside MIND: of 0.25, 0.3 and 0.5 the best Dice after hours of "
                                    "training; more of them for smoother fields, or a model trained for long"),
         "mind_stride": Choice((stride,) * 3, f"cells of {stride * spacing:.3g} mm: " + (
@@ -94,6 +97,14 @@ def smoothness(features: FeaturesPlan) -> Choice:
     return Choice(0.3, "weight of the diffusion regulariser: of 0.15, 0.3, 0.6 and 1.25 the best Dice")
 
 
+def rounds(features: FeaturesPlan) -> Choice:
+    """Searches before Adam."""
+    why = "searches: the second starts from the first's field, in blocks half as large"
+    if max(features.mind_stride) == 1:
+        return Choice(2, f"{why}; one more gained nothing where cells are as small as voxels")
+    return Choice(3, f"{why}, the third looks again in these, half as far: abdomens gained")
+
+
 def registration_choices(data: DataSummary, features: FeaturesPlan) -> dict[str, Choice]:
     """Every field of the registration section."""
     coarse = round(COARSE_VOXELS * min(features.mind_spacing_mm), 3)
@@ -104,7 +115,7 @@ def registration_choices(data: DataSummary, features: FeaturesPlan) -> dict[str,
         "coarse_spacing_mm": Choice(coarse, f"{COARSE_VOXELS} voxels of the MIND spacing, as in convexAdam"),
         "search_radius_mm": Choice(radius, f"{RADIUS_OF_DIAGONAL:.0%} of the body's diagonal ({diagonal:.0f} mm), {low:.3g} to "
                                            f"{high:.3g} mm ({RADIUS_CELLS[0]} to {RADIUS_CELLS[1]} coarse cells)"),
-        "rounds": Choice(2, "searches: the second starts from the first's field, in blocks half as large"),
+        "rounds": rounds(features),
         "iterations": Choice(40, "Adam steps after the last round; 80 gave the same Dice, 30 a little less"),
         "learning_rate": Choice(1.0, "Adam's, in cells"),
         "smoothness": smoothness(features),

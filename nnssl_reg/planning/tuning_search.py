@@ -21,20 +21,21 @@ FACTORS = {
 }
 CHOICES = {
     "registration.smoothing_passes": (1, 2, 3, 5),
-    "registration.rounds": (1, 2, 3),
+    "registration.rounds": (1, 2, 3, 4),
     "registration.voxel_iterations": (0, 10, 20, 40),
     "features.mind_scales": (((1, 2),), ((1, 1),), ((1, 1), (0, 2))),
     "features.mind_noise": (0.0, 0.3, 1.0),
     "features.mind_noise_ct": (0.1, 0.3, 1.0),
     "features.intensity_share": (0.0, 0.2, 0.33, 0.5),
+    "features.context_share": (0.0, 0.1, 0.2, 0.3),
     "features.dino_share": (0.1, 0.25, 0.5, 0.75),
 }
 # those of the features last: all other trials share the features and initial alignments that are at hand
 ORDER = ("registration.smoothness", "registration.search_radius_mm", "registration.coarse_spacing_mm",
          "registration.smoothing_passes", "registration.rounds", "registration.iterations", "registration.learning_rate",
          "registration.voxel_iterations", "registration.voxel_smoothness", "features.mind_scales", "features.mind_noise",
-         "features.mind_noise_ct", "features.intensity_share", "features.dino_share", "features.mind_spacing_mm",
-         "features.components")  # fmt: skip
+         "features.mind_noise_ct", "features.intensity_share", "features.context_share", "features.dino_share",
+         "features.mind_spacing_mm", "features.components")  # fmt: skip
 MOST_WORK = 4.0  # of the search for displacements, in the planned one's: it also bounds its memory
 JUMPS = 0.35  # share of the parameters that a random trial changes
 DRAWS = 200  # for a random trial that was not made yet
@@ -54,7 +55,7 @@ class Parameter:
 def tunable(plans: RegistrationSettings, kind: str) -> list[str]:
     """The names that make a difference for a kind of features, the most important first."""
     without = {
-        "dino": ("features.mind_", "features.intensity_share", "features.dino_share"),
+        "dino": ("features.mind_", "features.intensity_share", "features.context_share", "features.dino_share"),
         "mind": ("features.components", "features.dino_share"),
     }.get(kind, ())
     if kind == "dino" or plans.registration.voxel_iterations == 0 or max(plans.features.mind_stride) == 1:

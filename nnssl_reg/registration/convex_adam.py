@@ -83,16 +83,18 @@ def one_way(
 ) -> DisplacementField:
     """ConvexAdam from the fixed to the moving image, whose features are in `cells`; see register_features.
 
-    The search looks search_radius_mm around, in blocks of coarse_spacing_mm; each further round halves both and starts from the
-    last field. Adam then refines at the fixed cells for `iterations` steps of `learning_rate` cells, and folds are smoothed
-    away. smoothness weighs the diffusion regulariser against features scaled so that unrelated cells differ by 1.
+    The search looks search_radius_mm around, in blocks of coarse_spacing_mm; the second round halves both, each further one the
+    radius alone, and each starts from the last field. Adam then refines at the fixed cells for `iterations` steps of
+    `learning_rate` cells, and folds are smoothed away. smoothness weighs the diffusion regulariser against features scaled so
+    that unrelated cells differ by 1.
     """
     kernels = kernels_for(fixed.values.device)
     matrix = cell_to_cell(fixed, moving, initial)
     spacing = np.array(fixed.grid.spacing_mm)
     field = torch.zeros(3, *fixed.grid.shape, device=fixed.values.device)
     for r in range(rounds):
-        factor, radius = blocks_and_radius(spacing, fixed.grid.shape, coarse_spacing_mm / 2**r, search_radius_mm / 2**r)
+        block_mm, radius_mm = coarse_spacing_mm / 2 ** min(r, 1), search_radius_mm / 2**r
+        factor, radius = blocks_and_radius(spacing, fixed.grid.shape, block_mm, radius_mm)
         field = search(*cells, matrix, field, factor, radius, kernels)
     weights = _weights(smoothness, fixed)
     field = optimise(*cells, matrix, field, weights, iterations, learning_rate, smoothing_passes, kernels)

@@ -21,6 +21,8 @@ from nnssl_reg.geometry.image import Image
 from nnssl_reg.imageio.images import read_image, write_image
 from nnssl_reg.imageio.memory_images import from_image
 from nnssl_reg.imageio.transforms import read_field, read_transform
+from nnssl_reg.planning.memory import CONTEXT_VARIATES
+from nnssl_reg.registration.cells import feature_scale
 
 PAGE = Path(__file__).parents[2] / "documentation" / "python_api.md"
 QUICK = {"device": "cpu", "initial": "identity", "overrides": {"registration.iterations": 10}}
@@ -213,6 +215,23 @@ def test_local_intensity_joins_mind_where_both_images_have_one_contrast(images, 
     assert opposite.registered.contrast.agreement == 0 and not opposite.registered.contrast.used
     assert without.contrast is None and "first match" not in without.seconds
     assert torch.equal(opposite.registered.features[0].values, without.features[0].values)
+
+
+def test_tissue_context_joins_mind_where_both_images_differ_in_contrast(images):
+    fixed, moving = images
+    opposite, found = Image(-moving.array, moving.grid), {}
+    for share in (0.0, 0.2):
+        overrides = {**QUICK["overrides"], "features.mind_stride": (2, 2, 2), "features.context_share": share}
+        quick = {**QUICK, "overrides": overrides}
+        found[share] = [nnssl_reg.register(fixed, other, **quick).registered for other in (moving, opposite)]
+    (alike, unlike), (alike_with, unlike_with) = found.values()
+    assert torch.equal(alike.field.vectors_mm, alike_with.field.vectors_mm)  # one contrast: local intensity says it
+    assert len(unlike_with.features[0].values) == len(unlike.features[0].values) + CONTEXT_VARIATES
+    own, joined = unlike.features[0].values, unlike_with.features[0].values[CONTEXT_VARIATES:]
+    assert torch.allclose(own / own.std(), joined / joined.std(), atol=1e-3)
+    shares = [feature_scale(*(f.values[part] for f in unlike_with.features)) ** 2
+              for part in (slice(0, CONTEXT_VARIATES), slice(CONTEXT_VARIATES, None))]  # fmt: skip
+    assert shares[0] / sum(shares) == pytest.approx(0.2, abs=1e-3)
 
 
 def test_where_contrasts_hardly_agree_the_registration_whose_directions_lie_closer_is_kept(images, monkeypatch):

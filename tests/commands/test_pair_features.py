@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from nnssl_reg.commands import pair_features
-from nnssl_reg.commands.pair_features import FeatureStore, Look, Model, channel_key
+from nnssl_reg.commands.image_kind import channel_key
+from nnssl_reg.commands.pair_features import FeatureStore, Look, Model
 from nnssl_reg.features.encode import encode
 from nnssl_reg.geometry.image import Image
 from nnssl_reg.imageio.images import read_image, write_image

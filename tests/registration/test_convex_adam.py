@@ -12,6 +12,7 @@ from nnssl_reg.geometry.affine import AffineTransform
 from nnssl_reg.geometry.displacement import DisplacementField
 from nnssl_reg.geometry.grid import Grid
 from nnssl_reg.geometry.image import FeatureMap
+from nnssl_reg.registration import convex_adam as chain
 from nnssl_reg.registration.cells import feature_scale
 from nnssl_reg.registration.convex_adam import blocks_and_radius, cell_to_cell, convex_adam, refine, register_features
 
@@ -192,6 +193,15 @@ def test_cells_map_to_cells_through_the_world(turned_grid):
 def test_blocks_are_near_cubes_in_millimetres_and_never_larger_than_the_image():
     assert blocks_and_radius((2.0, 2.0, 6.0), (40, 40, 12), 12.0, 24.0) == ([6, 6, 2], [2, 2, 2])
     assert blocks_and_radius((2.0, 2.0, 6.0), (40, 3, 1), 12.0, 60.0) == ([6, 3, 1], [5, 1, 1])
+
+
+def test_rounds_halve_the_radius_and_the_blocks_once(turned_grid, textured_features, settings, monkeypatch):
+    asked = []
+    monkeypatch.setattr(chain, "search", lambda *a: (asked.append((a[4], a[5])), a[3])[1])
+    image = textured_features(turned_grid((24, 24, 24), 2.0, (0, 0, 0)))
+    convex_adam(image, image, initial=AffineTransform.identity(), **{
+        **settings, "coarse_spacing_mm": 8.0, "search_radius_mm": 32.0, "rounds": 4, "iterations": 1})  # fmt: skip
+    assert asked == [([4] * 3, [4] * 3), ([2] * 3, [4] * 3), ([2] * 3, [2] * 3), ([2] * 3, [1] * 3)]
 
 
 def test_blocks_of_one_and_a_half_cells_do_not_hang_on_the_last_digit_of_a_spacing():
