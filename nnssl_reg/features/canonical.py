@@ -3,6 +3,7 @@
 import torch
 
 from nnssl_reg.features.matched_cells import matched_cells
+from nnssl_reg.features.pca import on_basis
 from nnssl_reg.geometry.displacement import DisplacementField
 from nnssl_reg.geometry.image import FeatureMap
 
@@ -30,7 +31,7 @@ def joint_canonical(fixed: FeatureMap, moving: FeatureMap, matches: Displacement
     weight = (correlation / (1 - correlation)).sqrt()
     bases = [whiten[0] @ left[:, :kept] * weight, whiten[1] @ right.T[:, :kept] * weight]
     largest = bases[0].gather(0, bases[0].abs().argmax(0, keepdim=True))
-    return tuple(_on_basis(cells, mean, basis * torch.sign(largest))
+    return tuple(on_basis(cells, mean, basis * largest.sign())
                  for cells, mean, basis in zip((fixed, moving), means, bases))  # fmt: skip
 
 
@@ -51,9 +52,3 @@ def _whitening(cells: torch.Tensor) -> torch.Tensor:
         return torch.zeros_like(covariance)
     values, vectors = torch.linalg.eigh(covariance + RIDGE * variance * torch.eye(features, dtype=cells.dtype))
     return vectors * values.rsqrt() @ vectors.T
-
-
-def _on_basis(cells: FeatureMap, mean: torch.Tensor, basis: torch.Tensor) -> FeatureMap:
-    basis, mean = (values.float().to(cells.values.device) for values in (basis, mean))
-    values = basis.T @ (cells.values.float().flatten(1) - mean[:, None])
-    return FeatureMap(values.reshape(-1, *cells.grid.shape), cells.grid)

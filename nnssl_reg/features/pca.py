@@ -22,9 +22,14 @@ def joint_pca(fixed: FeatureMap, moving: FeatureMap, components: int) -> tuple[F
 def projected(fixed: FeatureMap, moving: FeatureMap, mean: torch.Tensor, basis: torch.Tensor) -> tuple[FeatureMap, FeatureMap]:
     """Both maps (F, ...) less a mean (F,) on the columns of a basis (F, n), turned so that their largest weight is positive."""
     largest = basis.gather(0, basis.abs().argmax(0, keepdim=True))
-    basis, mean = ((basis * largest.sign()).float().to(fixed.values.device), mean.to(fixed.values.device))
-    values = [(basis.T @ (f.values.float().flatten(1) - mean[:, None])).reshape(-1, *f.grid.shape) for f in (fixed, moving)]
-    return FeatureMap(values[0], fixed.grid), FeatureMap(values[1], moving.grid)
+    return on_basis(fixed, mean, basis * largest.sign()), on_basis(moving, mean, basis * largest.sign())
+
+
+def on_basis(cells: FeatureMap, mean: torch.Tensor, basis: torch.Tensor) -> FeatureMap:
+    """A map (F, ...) less a mean (F,) on the columns of a basis (F, n), as (n, ...) on its device."""
+    basis, mean = (values.float().to(cells.values.device) for values in (basis, mean))
+    values = basis.T @ (cells.values.float().flatten(1) - mean[:, None])
+    return FeatureMap(values.reshape(-1, *cells.grid.shape), cells.grid)
 
 
 def joined(first: tuple[FeatureMap, FeatureMap], second: tuple[FeatureMap, FeatureMap], scales, share: float):
