@@ -22,7 +22,7 @@ from nnssl_reg.features.encode import encode
 from nnssl_reg.features.local_intensity import contrast_agreement, local_intensity, voxel_intensity
 from nnssl_reg.features.mind import mind_features
 from nnssl_reg.features.pca import joined, joint_pca
-from nnssl_reg.features.soft_tissue import soft_tissue_contrast
+from nnssl_reg.features.soft_tissue import soft_tissue_contrast, with_lungs
 from nnssl_reg.features.tissue_context import tissue_context
 from nnssl_reg.geometry.displacement import DisplacementField
 from nnssl_reg.geometry.grid import Grid
@@ -145,11 +145,12 @@ class FeatureStore:
             upright = upright_image(image)
             to_align = aligns and (features is None or features.aligning is None)
             if features is None or to_align:
-                voxels = self._voxels(upright, seems_ct(channel_name, image), look.smoothing_mm)
-            features = features or self._computed(image, voxels, look)
+                ct = seems_ct(channel_name, image)
+                voxels = self._voxels(upright, ct, look.smoothing_mm)
+            features = features or self._computed(image, voxels, look, ct)
             if to_align:
                 # flat places that say little would let backgrounds that overlap pass for patients that do
-                features = replace(features, aligning=mind_features(*voxels, ALIGNING_SCALES, 0.0, self.plan.mind_stride))
+                features = replace(features, aligning=self._mind(voxels, ct, ALIGNING_SCALES, 0.0))
             if learned and features.tokens is None:
                 features = replace(features, tokens=self._tokens(upright, Path(name), channel_name))
         with self._lock:
@@ -227,10 +228,15 @@ class FeatureStore:
     def _discriminates(self, look: Look) -> bool:
         return look.kind != "mind" and self.plan.projection == "discriminant"
 
-    def _computed(self, image: Image, voxels: tuple[torch.Tensor, Grid], look: Look) -> ImageFeatures:
-        mind = mind_features(*voxels, self.plan.mind_scales, look.noise, self.plan.mind_stride)
+    def _computed(self, image: Image, voxels: tuple[torch.Tensor, Grid], look: Look, ct: bool) -> ImageFeatures:
+        mind = self._mind(voxels, ct, self.plan.mind_scales, look.noise)
         intensity = local_intensity(*voxels, self.plan.mind_stride) if self._asks_contrast else None
         return ImageFeatures(image, mind, intensity, None)
+
+    def _mind(self, voxels: tuple[torch.Tensor, Grid], ct: bool, scales, noise: float) -> FeatureMap:
+        values, grid = voxels
+        values, share = with_lungs(values) if ct else (values, 1.0)
+        return mind_features(values, grid, scales, share * noise, self.plan.mind_stride)
 
     def _voxels(self, upright: Image, ct: bool, smoothing_mm: float = 0.0) -> tuple[torch.Tensor, Grid]:
         """What hand-made features see of an image, (X, Y, Z) at the spacing of MIND on the device, and its grid."""

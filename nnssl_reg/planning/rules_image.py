@@ -77,7 +77,7 @@ def target_spacing(data: DataSummary, overwrite=None) -> Choice:
                       f"{origin}; thick slices stay as they are, nothing is invented between them; in plane {fitted:.3g} "
                       f"mm, so that {PATCH} voxels are as long as {slices} slice{'s' * (slices > 1)}: near-cubes")  # fmt: skip
     cube = float(np.cbrt(native.prod()))
-    edge = _rounded_up(max(cube, finest_token / PATCH))
+    edge = rounded_up(max(cube, finest_token / PATCH))
     limit = f", coarsened to at most {MAX_TOKENS} tokens in a median volume" if finest_token / PATCH > cube else ""
     return Choice((edge, edge, edge), f"{origin}; cubes of the same volume ({cube:.3g} mm){limit}, rounded up")
 
@@ -87,7 +87,7 @@ def slices_per_token(slice_mm: float, token_mm: float) -> int:
     return next((n for n in (1, 2) if n * slice_mm >= 0.75 * token_mm), PATCH)
 
 
-def _rounded_up(edge_mm: float) -> float:
+def rounded_up(edge_mm: float) -> float:
     """Up to the next quarter of a millimetre (a twentieth below 1 mm), so that plans of similar data agree."""
     step = 0.05 if edge_mm <= 1 else 0.25
     return round(float(np.ceil(edge_mm / step - 0.2)) * step, 3)  # a fifth of a step over is no reason to go coarser

@@ -7,15 +7,17 @@ import numpy as np
 from nnssl_reg.planning.choice import Choice, numbers
 from nnssl_reg.planning.memory import GB, LARGE_GPU_GB, inference_bytes, tokens_of
 from nnssl_reg.planning.plans import FeaturesPlan, NetworkPlan
-from nnssl_reg.planning.rules_image import DataSummary
+from nnssl_reg.planning.rules_image import DataSummary, native_spacing, rounded_up
 
 SMALL_WINDOW_TOKENS = 2048  # twice a crop of the training; attention's time grows with their square, which a CPU feels first
 FEW_TOKENS = 24  # per axis in the geometric mean, below which a token grid alone is too coarse a fine grid
 SHIFTED_TOKENS = 131_072  # that all passes at shifted positions may sum to
+DETAIL_MM = 1.75  # the spacing of MIND where images are coarser: cells of 4 mm had a lower Dice, of 3 mm no better one
+MOST_CELLS = 1_200_000  # of 2 x 2 x 2 voxels in a median volume: time and memory grow with them
 COARSE_VOXELS = 6  # of the MIND spacing per coarse cell, as in ConvexAdam
 SMALL_VOLUME = 64**3  # voxels below which the fine grid is every voxel
 FINE_SCALES, COARSE_SCALES = ((1, 1), (0, 2)), ((1, 2),)  # of MIND: (radius, dilation) in voxels
-RADIUS_OF_DIAGONAL = 0.08  # search radius / diagonal of the body: organs of two patients lie that far apart after alignment
+RADIUS_OF_DIAGONAL = 0.07  # search radius / diagonal of the body: organs of two patients lie that far apart after alignment
 RADIUS_CELLS = (2, 6)  # fewest and most coarse cells of the search radius
 
 
@@ -56,12 +58,27 @@ def token_shifts(median_shape, network: NetworkPlan) -> Choice:
     return Choice((1, 1, 1), f"{numbers(tokens)} tokens are fine enough, or too many to encode more than once")
 
 
-def mind_choices(data: DataSummary, spacing_mm) -> dict[str, Choice]:
+def mind_spacing(data: DataSummary) -> Choice:
+    """The spacing of hand-made features, mm (3,): of what a body shows, not of what its network has time for."""
+    native, how = native_spacing(data)
+    own, affordable = float(np.cbrt(native.prod())), float(np.cbrt(data.median_volume_mm3 / MOST_CELLS)) / 2
+    small = data.median_volume_mm3 / own**3 < SMALL_VOLUME  # every voxel will be a cell
+    wanted = own if small else min(own, max(own / 2, DETAIL_MM))
+    why = f"of their volume ({own:.3g} mm)" if wanted == own else (
+        f"of {wanted:.3g} mm, at most twice as fine, for cells that tell organs apart")  # fmt: skip
+    if affordable > wanted:
+        why = f"coarsened to at most {MOST_CELLS:,} cells in a median volume"
+    edge = rounded_up(max(wanted, affordable))
+    return Choice((edge,) * 3, f"native {numbers(native)} mm ({how}); cubes, so that all axes are compared alike, {why}")
+
+
+def mind_choices(data: DataSummary) -> dict[str, Choice]:
     """MIND features: their sampling, and voxels per cell."""
-    spacing = float(min(spacing_mm))
-    stride = 1 if math.prod(data.median_extent_mm) / spacing**3 < SMALL_VOLUME else 2
+    chosen = mind_spacing(data)
+    spacing = chosen.value[0]
+    stride = 1 if data.median_volume_mm3 / spacing**3 < SMALL_VOLUME else 2
     return {
-        "mind_spacing_mm": Choice((spacing,) * 3, "cubes of the finest target spacing: all axes are compared alike"),
+        "mind_spacing_mm": chosen,
         "mind_scales": Choice(FINE_SCALES, "radius, dilation: two kinds of patches, as every voxel has a cell of its own")
         if stride == 1 else Choice(COARSE_SCALES, "radius, dilation: as in convexAdam; finer ones are lost in larger cells"),
         "mind_noise": Choice(1.0, "of the mean local variance: patches flatter than that say little"),
@@ -79,14 +96,14 @@ def mind_choices(data: DataSummary, spacing_mm) -> dict[str, Choice]:
 
 
 def features_choices(data: DataSummary, spacing_mm, shape, network: NetworkPlan, gpu_memory_gb: float) -> dict[str, Choice]:
-    """Every field of the features section."""
+    """Every field of the features section. spacing_mm, shape: of the median case as the network sees it."""
     return {
         "window_size": window_size(data, spacing_mm, network, gpu_memory_gb),
         "window_overlap": Choice(0.25, "share of a window's edge; half would double the passes for little"),
         "token_shifts": token_shifts(shape, network),
         "components": Choice(12, "of both images' tokens together, as many as published"),
         "projection": Choice("discriminant", "what differs between places, not between patients, by a first match with MIND"),
-        **mind_choices(data, spacing_mm),
+        **mind_choices(data),
     }
 
 

@@ -91,7 +91,7 @@ def test_thick_slices_stay_and_the_plane_is_brought_to_their_token():
     configuration = fullres(ABDOMEN_MR)
     assert configuration.image.spacing_mm == (1.925, 1.925, 7.7)
     assert configuration.network.patch_size == (4, 4, 1)
-    assert configuration.features.mind_spacing_mm == (1.925, 1.925, 1.925)
+    assert configuration.features.mind_spacing_mm == (1.75, 1.75, 1.75)
     assert configuration.features.mind_stride == (2, 2, 2) and configuration.features.context_share == 0.2
 
 

@@ -8,6 +8,7 @@ import pytest
 from nnssl_reg.geometry.grid import Grid
 from nnssl_reg.planning.image_plan import plan_images, plan_images_for
 from nnssl_reg.planning.plans import ChannelPlan, ImagePlan, NetworkPlan
+from nnssl_reg.planning.rules_registration import DETAIL_MM, MOST_CELLS
 from nnssl_reg.planning.rules_shared import SMALL_SHIFTED_TOKENS, SMALL_TOKENS, most_tokens
 
 CHANNELS = {"0": ChannelPlan("CT", "ct", -150.0, 250.0, -500.0), "1": ChannelPlan("MR", "mr", None, None, None)}
@@ -99,3 +100,31 @@ def test_every_choice_has_a_reason():
         "features.token_shifts",
     } <= set(reasons)
     assert "8,192 tokens" in reasons["image.spacing_mm"] and all(len(reason) > 20 for reason in reasons.values())
+
+
+@pytest.mark.parametrize("size", [1, 20], ids=["body", "mouse"])
+@images
+def test_cells_of_hand_made_features_are_as_fine_as_the_images_and_bounded_in_number(image, size):
+    """Also of animals, a twentieth as large in finer voxels."""
+    small = Grid(image.shape, image.affine / [size, size, size, 1])
+    features = plan_images([small, small]).features
+    assert len(set(features.mind_spacing_mm)) == 1  # cubes
+    cells = math.prod(small.extent_mm) / math.prod(np.multiply(features.mind_spacing_mm, features.mind_stride))
+    assert cells < 1.2 * MOST_CELLS  # as if a quarter of a millimetre were not rounded up
+    own = math.prod(small.spacing_mm) ** (1 / 3)
+    finer = own if math.prod(image.shape) < 64**3 else min(own, max(own / 2, DETAIL_MM))
+    assert features.mind_spacing_mm[0] > 0.95 * finer
+    if cells < 0.5 * MOST_CELLS:  # nothing but the images makes them coarser
+        assert features.mind_spacing_mm[0] < finer + 0.25
+
+
+def test_coarse_images_are_seen_at_the_spacing_of_fine_ones_if_their_cells_stay_few():
+    """Chests with 3 x 3 x 5 mm have organs as small as others."""
+    chest, body, scout = (grid(*given) for given in (((136, 136, 41), (3, 3, 5)), ((130, 130, 330), (4, 4, 4)),
+                                                     ((80, 68, 68), (9, 9, 9))))  # fmt: skip
+    assert plan_images([chest, chest]).features.mind_spacing_mm == (DETAIL_MM,) * 3
+    assert DETAIL_MM < plan_images([body, body]).features.mind_spacing_mm[0] < 4
+    assert plan_images([scout, scout]).features.mind_spacing_mm == (4.5,) * 3  # there is nothing in less than half a voxel
+    few = grid((40, 34, 34), (9, 9, 9))  # every voxel is a cell
+    features = plan_images([few, few]).features
+    assert features.mind_spacing_mm == (9.0,) * 3 and features.mind_stride == (1, 1, 1)
