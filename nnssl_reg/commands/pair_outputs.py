@@ -1,6 +1,5 @@
 """The files of one registered pair: warped image and label, transforms, a sidecar that explains them, a picture."""
 
-import sys
 from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
@@ -15,6 +14,7 @@ from nnssl_reg.commands.pair_transforms import FIELD_AND_COMPOSITE, Exports, Wri
 from nnssl_reg.commands.register_pair import RegisteredPair
 from nnssl_reg.evaluation.figures import registration_figure
 from nnssl_reg.evaluation.summary import Scores, judge, scores_told, with_confidence
+from nnssl_reg.geometry.host_memory import peak_bytes
 from nnssl_reg.imageio.images import write_image
 from nnssl_reg.imageio.json_files import write_json
 from nnssl_reg.imageio.pairs import Pair
@@ -72,7 +72,7 @@ def _title(pair: Pair, done: RegisteredPair, scores: Scores) -> str:
 
 def _sidecar(pair: Pair, done: RegisteredPair, settings: dict, seconds: float, scores: Scores, files: dict,
              written: WrittenTransforms) -> dict:  # fmt: skip
-    length = done.field.vectors_mm.square().sum(0).sqrt()
+    length, peak = done.field.vectors_mm.square().sum(0).sqrt(), peak_bytes()
     return {
         "id": pair.id,
         "fixed": str(pair.fixed),
@@ -91,7 +91,7 @@ def _sidecar(pair: Pair, done: RegisteredPair, settings: dict, seconds: float, s
         "scores": scores_told(scores),
         "seconds": round(seconds, 3),
         "stages_seconds": done.seconds,
-        "peak_memory_gb": peak_memory_gb(),
+        "peak_memory_gb": None if peak is None else round(peak / 2**30, 3),
         "settings": settings,
         "written": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
@@ -107,13 +107,3 @@ def _told(region: RigidRegion) -> dict:
         "band_mm": round(region.band_mm, 1),
         "matrix": region.matrix.tolist(),
     }
-
-
-def peak_memory_gb() -> float | None:
-    """The most memory this process has held so far, GB; None where the system does not tell."""
-    if sys.platform == "win32":
-        return None
-    import resource  # here, because it exists on Unix only
-
-    unit = 1 if sys.platform == "darwin" else 1024
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30, 3)

@@ -1,7 +1,8 @@
-"""Pages of the computer's memory: kept for what a GPU writes next, or given back to the system."""
+"""Pages of the computer's memory: kept for what a GPU writes next, or given back to the system; and how many there were."""
 
 import ctypes
 import sys
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -28,3 +29,15 @@ def give_back_free_pages() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:
         trim(0)
+
+
+def peak_bytes() -> int | None:
+    """The most memory this program has held so far, bytes; None where the system does not tell (Windows)."""
+    own = Path("/proc/self/status")  # Linux' ru_maxrss begins with that of the process which started this one
+    if own.exists():
+        return 1024 * int(own.read_text().split("VmHWM:")[1].split()[0])
+    if sys.platform == "win32":
+        return None
+    import resource  # here, because it exists on Unix only
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

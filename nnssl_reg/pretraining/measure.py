@@ -1,12 +1,12 @@
 """What a run will cost, from a few steps of it on this machine."""
 
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 
+from nnssl_reg.geometry.host_memory import peak_bytes
 from nnssl_reg.pretraining.crop_loader import close_loader, open_loader
 from nnssl_reg.pretraining.trainer import steps
 from nnssl_reg.pretraining.training_state import Run, TrainingState, start
@@ -55,7 +55,7 @@ def measure(run: Run, seconds: float = SECONDS) -> Cost:
         parameters=sum(p.numel() for p in state.pair.student.encoder.parameters()),
         seconds_per_step=per_step,
         gpu_bytes=int(peak) if gpu else None,
-        main_bytes=_peak_bytes(),
+        main_bytes=peak_bytes(),
         checkpoint_bytes=sum(value.numel() * value.element_size() + HEADER_BYTES for value in saved),
     )
 
@@ -70,13 +70,3 @@ def _pace(run: Run, state: TrainingState, trained: Iterator, fewest: int, second
         late = time.perf_counter() - began >= seconds
         going_on = done < fewest or done < MOST_STEPS and not run.processes.any(late, run.device)
     return (time.perf_counter() - began) / done
-
-
-def _peak_bytes() -> int | None:
-    """Largest main memory that this process has had, as far as the system tells (Linux, macOS)."""
-    try:
-        import resource
-    except ImportError:
-        return None
-    unit = 1 if sys.platform == "darwin" else 1024
-    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -21,14 +21,11 @@ from nnssl_reg.imageio.pairs import Pair
 from nnssl_reg.planning.memory import registration_memory
 
 RUN = """
-import re, resource, sys
-from pathlib import Path
+import sys
 from nnssl_reg.commands.entry import main
+from nnssl_reg.geometry.host_memory import peak_bytes
 main(sys.argv[1:], name="nnssl_register")
-own = Path("/proc/self/status")  # of this program alone: Linux' ru_maxrss begins with that of the process which started it
-peak = 1024 * int(re.search(r"VmHWM:\\s+(\\d+)", own.read_text())[1]) if own.exists() else (
-    resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024))
-print("peak", peak / 1e9)
+print("peak", peak_bytes() / 1e9)
 heavy = {"timm", "dynamic_network_architectures"} & set(sys.modules)
 print("heavy", *heavy)
 """
