@@ -51,10 +51,10 @@ def _write_case(folder: Path, number: int, modality: str, phantom: Phantom) -> N
 
 
 def _description(modalities: list[str]) -> dict:
-    """The dataset.json. Pairs: two of the same modality after another, and MR to CT, each patient in few of them."""
+    """The dataset.json. Pairs: one of each modality, and two of MR to CT, each patient in one of them."""
     numbers = {m: [i for i, modality in enumerate(modalities, 1) if modality == m] for m in CHANNELS}
     files = {i: f"./imagesTr/Phantom_{i:04d}_{CHANNELS.index(m):04d}.nii.gz" for i, m in enumerate(modalities, 1)}
-    pairs = [(a[k], a[k + 1]) for a in numbers.values() for k in (0, 2) if k + 1 < len(a)]
+    pairs = [(a[0], a[1]) for a in numbers.values() if len(a) > 1]
     pairs += list(zip(numbers["CT"][4:6], numbers["MR"][4:6]))
     return {
         "name": "Phantom",

@@ -30,7 +30,7 @@ def test_the_data_set_is_one_that_the_other_commands_read(tmp_path, coarse):
     assert (dataset.name, len(dataset.cases), dataset.channel_names) == ("Dataset007_Phantom", 12, {"0": "CT", "1": "MR"})
     pairs = read_pairs(folder / "dataset.json")
     kinds = [(p.moving_channel, p.fixed_channel) for p in pairs]
-    assert {kind: kinds.count(kind) for kind in set(kinds)} == {("CT", "CT"): 2, ("MR", "MR"): 2, ("MR", "CT"): 2}
+    assert {kind: kinds.count(kind) for kind in set(kinds)} == {("CT", "CT"): 1, ("MR", "MR"): 1, ("MR", "CT"): 2}
     for case in dataset.cases:
         image, label = read_image(case.image), read_labels(case.label)
         assert image.grid.matches(label.grid) and set(np.unique(label.array)) == set(range(8))
@@ -161,7 +161,7 @@ def test_the_real_demo_improves_every_kind_of_pair(tmp_path, capsys):
         told = read_json(done.registered(kind) / "summary.json")
         assert told["failed"] == {} and told["mean"]["folding_percent"] < 0.5
         assert told["mean"]["dice"] > told["mean"]["dice_initial"] + 0.1
-        assert len(list(done.registered(kind).glob("*.png"))) == 6
+        assert len(list(done.registered(kind).glob("*.png"))) == 4
     assert json.loads((done.registered("mind") / "summary.json").read_text())["mean"]["dice"] > 0.85
     assert (done.model / "progress.png").is_file() and list(done.model.glob("pca_*.png"))
     assert "landmarks off" in capsys.readouterr().out
