@@ -147,10 +147,11 @@ class FeatureStore:
             if features is None or to_align:
                 ct = seems_ct(channel_name, image)
                 voxels = self._voxels(upright, ct, look.smoothing_mm)
-            features = features or self._computed(image, voxels, look, ct)
+                seen = _seen_by_mind(voxels, ct)
+            features = features or self._computed(image, voxels, seen, look)
             if to_align:
                 # flat places that say little would let backgrounds that overlap pass for patients that do
-                features = replace(features, aligning=self._mind(voxels, ct, ALIGNING_SCALES, 0.0))
+                features = replace(features, aligning=self._mind(seen, ALIGNING_SCALES, 0.0))
             if learned and features.tokens is None:
                 features = replace(features, tokens=self._tokens(upright, Path(name), channel_name))
         with self._lock:
@@ -228,14 +229,13 @@ class FeatureStore:
     def _discriminates(self, look: Look) -> bool:
         return look.kind != "mind" and self.plan.projection == "discriminant"
 
-    def _computed(self, image: Image, voxels: tuple[torch.Tensor, Grid], look: Look, ct: bool) -> ImageFeatures:
-        mind = self._mind(voxels, ct, self.plan.mind_scales, look.noise)
+    def _computed(self, image: Image, voxels: tuple[torch.Tensor, Grid], seen, look: Look) -> ImageFeatures:
+        mind = self._mind(seen, self.plan.mind_scales, look.noise)
         intensity = local_intensity(*voxels, self.plan.mind_stride) if self._asks_contrast else None
         return ImageFeatures(image, mind, intensity, None)
 
-    def _mind(self, voxels: tuple[torch.Tensor, Grid], ct: bool, scales, noise: float) -> FeatureMap:
-        values, grid = voxels
-        values, share = with_lungs(values) if ct else (values, 1.0)
+    def _mind(self, seen: tuple[torch.Tensor, Grid, float], scales, noise: float) -> FeatureMap:
+        values, grid, share = seen
         return mind_features(values, grid, scales, share * noise, self.plan.mind_stride)
 
     def _voxels(self, upright: Image, ct: bool, smoothing_mm: float = 0.0) -> tuple[torch.Tensor, Grid]:
@@ -258,6 +258,13 @@ class FeatureStore:
         case = preprocess_image(image, plan, key)
         return encode(case.image, self.model.encoder, window_size=self.plan.window_size, device=self.device,
                       window_overlap=self.plan.window_overlap, token_shifts=self.plan.token_shifts)  # fmt: skip
+
+
+def _seen_by_mind(voxels: tuple[torch.Tensor, Grid], ct: bool) -> tuple[torch.Tensor, Grid, float]:
+    """What MIND sees of `voxels`, (X, Y, Z), its grid, and by what its noise is multiplied; see with_lungs."""
+    values, grid = voxels
+    values, share = with_lungs(values) if ct else (values, 1.0)
+    return values, grid, share
 
 
 def _joined(first: tuple[FeatureMap, FeatureMap], second: tuple[FeatureMap, FeatureMap], share: float):

@@ -124,7 +124,10 @@ def registration_memory(
     for r in range(registration.rounds):
         block = np.maximum(1, np.round(registration.coarse_spacing_mm / 2 ** min(r, 1) / cell_mm + 1e-4))
         radius = np.maximum(1, np.round(registration.search_radius_mm / 2**r / (block * cell_mm)))
-        volume = max(volume, max(cells) / math.prod(block) * math.prod(2 * radius + 1))
+        both = (
+            registration.symmetric and r == registration.rounds - 1
+        )  # the rounds before are searched from the fixed image alone
+        volume = max(volume, (max(cells) if both else cells[0]) / math.prod(block) * math.prod(2 * radius + 1))
     voxels = [math.prod(g.shape) for g in (fixed, moving)]
     sampled = math.prod(fixed.extent_mm) / math.prod(features.mind_spacing_mm)
     refined = registration.voxel_iterations > 0 and features.intensity_share > 0 and max(features.mind_stride) > 1

@@ -124,7 +124,7 @@ class RegistrationPlan:
     learning_rate: float
     smoothness: float
     smoothing_passes: int
-    symmetric: bool  # also register moving to fixed, and take the mean of one field and the inverse of the other
+    symmetric: bool  # also register moving to fixed from the last round on: the mean of one field and the inverse of the other
     init: str  # "auto", "identity", "center", "moments", "affine"
     voxel_iterations: int = 20  # of Adam at every voxel, where local intensity agrees better than MIND; 0: none
     voxel_smoothness: float = 0.6  # weight of the diffusion regulariser there

@@ -137,7 +137,7 @@ def registration_choices(data: DataSummary, features: FeaturesPlan) -> dict[str,
         "learning_rate": Choice(1.0, "Adam's, in cells"),
         "smoothness": smoothness(features),
         "smoothing_passes": Choice(3, "box filters of 3 cells over the field, as in convexAdam"),
-        "symmetric": Choice(True, "both directions and their mean: twice the time, fewer errors of one direction"),
+        "symmetric": Choice(True, "the last round and Adam in both directions, and their mean: fewer errors of one direction"),
         "init": Choice("auto", "identity, centres, moments or affine, by their cost"),
         "voxel_iterations": Choice(20, "Adam steps at every voxel, where local intensity agrees better than MIND (brains); "
                                        "12 gained a little less"),

@@ -69,6 +69,30 @@ def _cost_slopes(fixed, start, moving, index, steps, fractions, live, count, lan
 
 
 @compiled(fastmath=FAST)
+def _cost_slopes_of_one(fixed, start, moving, index, steps, fractions, live, slopes):
+    """As _cost_slopes for a single feature: a GROUP of one would be mostly empty."""
+    us, vs, ws, si, sj, sk = fractions[0], fractions[1], fractions[2], steps[0], steps[1], steps[2]
+    s0s, s1s, s2s = slopes[0], slopes[1], slopes[2]
+    for z in range(live.shape[0]):
+        u, v, w, p00, k = us[z], vs[z], ws[z], _at(index[z]), _at(sk[z])
+        p01, p10 = p00 + _at(sj[z]), p00 + _at(si[z])
+        p11 = p10 + _at(sj[z])
+        a00, a01, a10, a11 = np.float32(moving[p00]), np.float32(moving[p01]), np.float32(moving[p10]), np.float32(moving[p11])
+        d00, d01 = np.float32(moving[p00 + k]) - a00, np.float32(moving[p01 + k]) - a01
+        d10, d11 = np.float32(moving[p10 + k]) - a10, np.float32(moving[p11 + k]) - a11
+        s00, s10 = a00 + w * d00, a10 + w * d10
+        e0, e1 = a01 + w * d01 - s00, a11 + w * d11 - s10
+        s0 = s00 + v * e0
+        slope = s10 + v * e1 - s0
+        difference = s0 + u * slope - np.float32(fixed[_at(start + z)])
+        q0, q1 = d00 + v * (d01 - d00), d10 + v * (d11 - d10)
+        # in the outer half cell the value is constant, so it has no slope there; live is 0 outside
+        s0s[z] = difference * slope if live[z] & 2 else _zero
+        s1s[z] = difference * (e0 + u * (e1 - e0)) if live[z] & 4 else _zero
+        s2s[z] = difference * (q0 + u * (q1 - q0)) if live[z] & 8 else _zero
+
+
+@compiled(fastmath=FAST)
 def _row_gradient(field, c, x, y, slopes, pull, weights, out):
     """Derivative by component c of row (x, y): pull (3) times slopes (3, Z), and that of the diffusion energy, into out (Z).
 
@@ -107,7 +131,10 @@ def energy_gradient(first, last, fixed, moving, limits, field, matrix, weights, 
             lattice_positions(rows, x, y, matrix, limits, index, steps, fractions, live)
             if counts.shape[0] > 0 or mask.shape[0] > 0:
                 silence(live, index, steps, fractions, counts[start : start + nz], mask)
-            _cost_slopes(fixed, start, moving, index, steps, fractions, live, channels, lanes, slopes)
+            if channels == 1:
+                _cost_slopes_of_one(fixed, start, moving, index, steps, fractions, live, slopes)
+            else:
+                _cost_slopes(fixed, start, moving, index, steps, fractions, live, channels, lanes, slopes)
             for c in range(3):
                 _row_gradient(field, c, x, y, slopes, pull[:, c], weights, gradient[c, x, y])
 

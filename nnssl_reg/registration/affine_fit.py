@@ -29,7 +29,7 @@ def refine_affine(
     points = blocks.points_mm().reshape(3, -1).T.double().numpy()
     transform, least_mm = start, min(fixed.grid.spacing_mm)
     for _ in range(iterations):
-        matrix = cell_to_cell(fixed, moving, transform)
+        matrix = cell_to_cell(fixed.grid, moving.grid, transform)
         step = match_blocks(*cells, matrix, still, factor, radius, kernels)
         step = step[(slice(None), *(slice(n) for n in blocks.shape))].reshape(3, -1).T.double().cpu().numpy()
         moved = points + step @ blocks.affine[:3, :3].T

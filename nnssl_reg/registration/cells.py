@@ -19,6 +19,12 @@ class Cells:
     def shape(self) -> tuple[int, int, int]:
         return tuple(self.values.shape[:3])
 
+    def cropped(self, box, kernels) -> "Cells":
+        """The cells of box = [[start, stop], ...], half open, inside the image."""
+        inside = tuple(slice(int(start), int(stop)) for start, stop in box)
+        mask = None if self.mask is None else self.mask[inside].contiguous()
+        return Cells(kernels.part(self.values, inside), self.unit, mask)
+
 
 def comparable_cells(fixed: FeatureMap, moving: FeatureMap, masks, kernels) -> tuple[Cells, Cells]:
     """Both maps about 0 and such that unrelated cells differ by 1; 0 outside a mask. Both have the same unit."""

@@ -12,8 +12,8 @@ from nnssl_reg.registration import adam_cpu, search_cpu
 from nnssl_reg.registration.cells import Cells
 from nnssl_reg.registration.kernels_torch import displacements, repeat
 
-__all__ = ["block_means", "cost_volume", "coupled_argmin", "energy_gradient", "packed", "repeat", "smallest_unit", "smooth",
-           "smooth_adam_step"]  # fmt: skip
+__all__ = ["block_means", "cost_volume", "coupled_argmin", "energy_gradient", "packed", "part", "repeat", "smallest_unit",
+           "smooth", "smooth_adam_step"]  # fmt: skip
 
 LARGEST = 32767  # of a 16-bit integer
 _NO_MASK = np.empty(0, np.bool_)
@@ -44,6 +44,11 @@ def _pack(first, last, values, middle, factor, mask, out):
                 for z in range(nz):
                     value = np.rint((row[z] - middle[c]) * factor)
                     target[z, c] = np.int16(value) if mask.shape[0] == 0 or mask[x, y, z] else 0
+
+
+def part(values: torch.Tensor, box) -> torch.Tensor:
+    """See kernels_torch.part."""
+    return _with_slack(values, values[box].shape).copy_(values[box])
 
 
 def energy_gradient(fixed: Cells, moving: Cells, field, matrix, weights, out=None) -> torch.Tensor:

@@ -9,10 +9,10 @@ from nnssl_reg.geometry.triton_devices import chosen, held
 from nnssl_reg.registration import adam_triton, search_triton
 from nnssl_reg.registration.cells import Cells
 from nnssl_reg.registration.kernels_cpu import box_taps, smallest_unit
-from nnssl_reg.registration.kernels_torch import displacements
+from nnssl_reg.registration.kernels_torch import displacements, part
 
-__all__ = ["block_means", "cost_volume", "coupled_argmin", "energy_gradient", "packed", "repeat", "smallest_unit", "smooth",
-           "smooth_adam_step"]  # fmt: skip
+__all__ = ["block_means", "cost_volume", "coupled_argmin", "energy_gradient", "packed", "part", "repeat", "smallest_unit",
+           "smooth", "smooth_adam_step"]  # fmt: skip
 _BETAS = (0.9, 0.999)
 _FEW = 3  # steps that are quicker done than captured
 

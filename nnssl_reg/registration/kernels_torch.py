@@ -24,6 +24,11 @@ def packed(values, middle, unit: float, mask) -> torch.Tensor:
     return (values if mask is None else values * mask).permute(1, 2, 3, 0).contiguous()
 
 
+def part(values: torch.Tensor, box) -> torch.Tensor:
+    """Packed features in a box (three slices) of cells."""
+    return values[box].contiguous()
+
+
 def warp_cost(fixed: Cells, moving: Cells, field, matrix) -> torch.Tensor:
     """Squared feature difference at the warped position of every fixed cell, (X, Y, Z).
 

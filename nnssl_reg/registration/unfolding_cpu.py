@@ -1,8 +1,12 @@
-"""The search for folds compiled for CPUs."""
+"""The search for folds, and their smoothing, compiled for CPUs: only rows near a fold are looked at again, and changed."""
 
 import numpy as np
 
+from nnssl_reg.geometry.filters_cpu import mirrored
 from nnssl_reg.geometry.threads import FAST, compiled
+
+_at = np.uint64  # an unsigned index needs no check for being negative, without which loops become vectors
+REACH = 2  # cells that two box filters of 3 look to each side
 
 
 @compiled(fastmath=FAST)
@@ -35,13 +39,19 @@ def _fill_steps(field, x, y, padded, steps):
 
 
 @compiled(fastmath=FAST)
-def folded_rows(first, last, field, least, out):
-    """See unfolding.folded_cells_torch; planes first to last of out (X, Y, Z) bool for a field (3, X, Y, Z)."""
+def folded_rows(first, last, field, least, rows, out):
+    """See unfolding.folded_cells_torch; planes first to last of out (X, Y, Z) bool for a field (3, X, Y, Z).
+
+    rows (X, Y) bool: which to look at; in the others nothing is folded.
+    """
     _, _, ny, nz = field.shape
     steps, padded = np.empty((3, 2, 3, nz), np.float32), np.empty(nz + 2, np.float32)
     smallest = np.empty(nz, np.float32)
     for x in range(first, last):
         for y in range(ny):
+            if not rows[x, y]:
+                out[x, y, :] = False
+                continue
             _fill_steps(field, x, y, padded, steps)
             smallest[:] = np.inf
             for corner in range(8):
@@ -55,3 +65,65 @@ def folded_rows(first, last, field, least, out):
             row = out[x, y]
             for z in range(nz):
                 row[z] = smallest[z] < least
+
+
+@compiled(fastmath=FAST)
+def _convolve_row(row, taps, padded, out):
+    """A row (Z) convolved with symmetric taps, mirrored at its outer faces, into out; padded (Z + 2 REACH): scratch."""
+    nz, half = row.shape[0], taps.shape[0] // 2
+    for z in range(nz):
+        padded[half + z] = row[z]
+    for i in range(half):
+        padded[i], padded[half + nz + i] = row[mirrored(i - half, nz)], row[mirrored(nz + i, nz)]
+    out[:] = 0
+    for t in range(taps.shape[0]):
+        for z in range(nz):
+            out[z] += taps[t] * padded[_at(t + z)]
+
+
+@compiled(fastmath=FAST)
+def diffused_rows(first, last, field, folds, rows, narrow, wide, factor, out):
+    """Rows of a field (3, X, Y, Z) as one step of unfolding.unfolded leaves them, in out; rows (X, Y) bool: which.
+
+    folds (X, Y, Z) bool; narrow (3), wide (5): taps of one and of two box filters; factor: of the share of the smoothed field.
+    """
+    _, nx, ny, nz = field.shape
+    near, share, sums, smooth = (np.empty(nz, np.float32), np.empty(nz, np.float32), np.empty(nz, np.float32),
+                                 np.empty(nz, np.float32))  # fmt: skip
+    padded = np.empty(nz + 2 * REACH, np.float32)
+    for x in range(first, last):
+        for y in range(ny):
+            if not rows[x, y]:
+                continue
+            near[:] = 0
+            for a in range(5):
+                for b in range(5):
+                    row = folds[mirrored(x + a - REACH, nx), mirrored(y + b - REACH, ny)]
+                    for z in range(nz):
+                        near[z] += wide[a] * wide[b] * np.float32(row[z])
+            _convolve_row(near, wide, padded, share)
+            for z in range(nz):
+                share[z] = min(factor * share[z], np.float32(1))
+            for c in range(3):
+                sums[:] = 0
+                for a in range(3):
+                    for b in range(3):
+                        row = field[c, mirrored(x + a - 1, nx), mirrored(y + b - 1, ny)]
+                        for z in range(nz):
+                            sums[z] += narrow[a] * narrow[b] * row[z]
+                _convolve_row(sums, narrow, padded, smooth)
+                here, target = field[c, x, y], out[c, x, y]
+                for z in range(nz):
+                    target[z] = here[z] + share[z] * (smooth[z] - here[z])
+
+
+@compiled()
+def copied_rows(first, last, rows, source, out):
+    """Copy the rows (X, Y) bool that are True of source (3, X, Y, Z) into out."""
+    for x in range(first, last):
+        for y in range(rows.shape[1]):
+            if rows[x, y]:
+                for c in range(3):
+                    row, target = source[c, x, y], out[c, x, y]
+                    for z in range(row.shape[0]):
+                        target[z] = row[z]

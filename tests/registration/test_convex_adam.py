@@ -185,9 +185,9 @@ def test_cells_map_to_cells_through_the_world(turned_grid):
     fixed, moving = turned_grid((4, 5, 6), (1, 2, 3), (10, 20, 30)), turned_grid((7, 8, 9), 1.5, (0, 40, 0), (9, 9, 9))
     maps = [FeatureMap(torch.zeros(1, *g.shape), g) for g in (fixed, moving)]
     shift = AffineTransform.translation((7, -3, 2))
-    found = cell_to_cell(*maps, shift) @ (1, 2, 3, 1)
+    found = cell_to_cell(*(m.grid for m in maps), shift) @ (1, 2, 3, 1)
     assert np.allclose(found, moving.world_to_index(fixed.index_to_world((1, 2, 3)) + (7, -3, 2)))
-    assert np.array_equal(cell_to_cell(maps[0], maps[0], SAME_PLACE), np.eye(4)[:3])
+    assert np.array_equal(cell_to_cell(maps[0].grid, maps[0].grid, SAME_PLACE), np.eye(4)[:3])
 
 
 def test_blocks_are_near_cubes_in_millimetres_and_never_larger_than_the_image():
@@ -235,6 +235,19 @@ def test_both_directions_agree_on_clear_images_and_not_on_unrelated_ones(turned_
     noise = FeatureMap(torch.randn(maps[0].values.shape, generator=torch.Generator().manual_seed(0)), grid)
     assert interior(register_features(maps[0], noise, initial=SAME_PLACE, **settings).apart_mm).mean() > 2
     assert register_features(*maps, initial=SAME_PLACE, **settings | {"symmetric": False}).apart_mm is None
+
+
+def test_of_a_moving_image_much_larger_only_what_is_reached_is_registered_back(monkeypatch, textured_features, settings):
+    small, large = Grid((24, 22, 20), np.diag([2.0, 2, 2, 1])), Grid((90, 22, 20), np.diag([2.0, 2, 2, 1]))
+    maps = textured_features(small), textured_features(large, undone)
+    settings |= {"symmetric": True, "initial": SAME_PLACE, "search_radius_mm": 8.0}
+    both = register_features(*maps, **settings)
+    alone = register_features(maps[0], textured_features(small, undone), **settings)
+    assert interior((both.field.vectors_mm - alone.field.vectors_mm).norm(dim=0)).median() < 0.3
+    refined, optimise = [], chain.optimise
+    monkeypatch.setattr(chain, "optimise", lambda fixed, *rest: refined.append(fixed.shape) or optimise(fixed, *rest))
+    register_features(*maps, **settings)
+    assert refined[0] == small.shape and refined[1][0] < 50 and refined[1][1:] == (22, 20)
 
 
 def test_refined_on_finer_features_a_field_comes_closer_and_no_motion_stays_exactly_none(textured_features, settings):

@@ -34,6 +34,15 @@ def test_no_fold_is_left_and_far_from_folds_nothing_changes(kernels, turned_grid
     assert torch.equal(mended[..., 13:], field[..., 13:])
 
 
+@pytest.mark.parametrize("shape", [(18, 11, 13), (20, 1, 6), (2, 3, 1)])
+def test_rows_near_folds_alone_are_changed_as_all_would_be(shape):
+    field = 0.2 * torch.randn(3, *shape, generator=torch.Generator().manual_seed(2))
+    field[:, : shape[0] // 2] *= 8  # folds in many rows, and in rows at the edge
+    everywhere = torch.ones(shape, dtype=torch.bool)
+    one, two = unfolded(field, kernels_cpu), unfolded(field, kernels_torch, everywhere)
+    assert folded_cells(field).any() and not torch.equal(one, field) and torch.allclose(one, two, atol=1e-5)
+
+
 @pytest.mark.parametrize("shape", [(9, 8, 7), (1, 4, 5), (4, 1, 1), (2, 2, 2), (1, 1, 1)])
 def test_the_compiled_search_for_folds_is_the_plain_one(shape):
     field = 0.4 * torch.randn(3, *shape, generator=torch.Generator().manual_seed(1))
