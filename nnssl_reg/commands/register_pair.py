@@ -10,15 +10,15 @@ import torch
 
 from nnssl_reg.commands.pair_features import FeatureStore, Look
 from nnssl_reg.commands.pair_start import found_start, seen_from, turned_back, turned_pair
-from nnssl_reg.features.local_intensity import AGREES, TELLS_MORE
+from nnssl_reg.commands.voxel_refinement import mask_of_cells, refined_at_voxels, voxel_plan
+from nnssl_reg.features.local_intensity import AGREES
 from nnssl_reg.geometry.affine import AffineTransform
 from nnssl_reg.geometry.displacement import DisplacementField
 from nnssl_reg.geometry.grid import Grid
 from nnssl_reg.geometry.image import FeatureMap, Image
-from nnssl_reg.geometry.sampling import gather_nearest
 from nnssl_reg.planning.plans import RegistrationPlan
 from nnssl_reg.registration.affine_init import InitialAlignment
-from nnssl_reg.registration.convex_adam import refine, register_features
+from nnssl_reg.registration.convex_adam import register_features
 from nnssl_reg.registration.diffeomorphic import Diffeomorphism, diffeomorphic
 from nnssl_reg.registration.rigid_regions import RigidRegion, with_rigid_regions
 
@@ -177,10 +177,11 @@ def deform_pair(pair: ImagePair, store: FeatureStore, plan: RegistrationPlan, al
         other = _deformation(pair, tried, alignment, plan)
         bright = bool(other[1].median() < apart_mm.median())
         maps, (field, apart_mm, counted) = (tried, other) if bright else (maps, (field, apart_mm, counted))
-    if agreement is not None and agreement >= TELLS_MORE and plan.voxel_iterations > 0 and max(store.plan.mind_stride) > 1:
+    firm = voxel_plan(plan, store.plan.mind_stride, agreement, bright, maps, alignment, field)
+    if firm is not None:
         clock.begin("refinement at voxels")
         voxels = tuple(store.at_voxels(found, side.channel) for found, side in zip((fixed, moving), sides))
-        field = _refined(pair, voxels, maps, field, alignment, plan)
+        field = refined_at_voxels(pair, voxels, maps, field, alignment, firm)
     clock.end()
     deformation = field.on(_covering(field.grid, fixed.image.grid))
     contrast = None if agreement is None else Contrast(agreement, bright)
@@ -191,27 +192,11 @@ def deform_pair(pair: ImagePair, store: FeatureStore, plan: RegistrationPlan, al
 def _deformation(pair: ImagePair, maps: tuple[FeatureMap, FeatureMap], alignment: InitialAlignment, plan: RegistrationPlan):
     """The deformation on the grid of the fixed features, `apart_mm` and `counted` of a DeformedPair."""
     centre = pair.fixed.image.grid.center_mm
-    masks = [_mask_of_cells(side, cells) for side, cells in zip((pair.fixed, pair.moving), maps)]
+    masks = [mask_of_cells(side, cells) for side, cells in zip((pair.fixed, pair.moving), maps)]
     cells = [FeatureMap(cells.values, cells.grid.seen_from(centre)) for cells in maps]
     near = seen_from(centre, alignment).transform
     found = register_features(*cells, initial=near, fixed_mask=masks[0], moving_mask=masks[1], **plan.on_cells)
     return DisplacementField(found.field.vectors_mm, maps[0].grid), found.apart_mm, masks[0]
-
-
-def _refined(pair: ImagePair, voxels: tuple[FeatureMap, FeatureMap], maps: tuple[FeatureMap, FeatureMap],
-             field: DisplacementField, alignment: InitialAlignment, plan: RegistrationPlan) -> DisplacementField:  # fmt: skip
-    """The field found on maps refined on their voxels, in half the steps."""
-    centre = pair.fixed.image.grid.center_mm
-    masks = [_mask_of_cells(side, fine) for side, fine in zip((pair.fixed, pair.moving), voxels)]
-    near = []
-    for fine, cells in zip(voxels, maps):  # rounded as the cells are, or they would part
-        there = AffineTransform.translation((cells.grid.seen_from(centre).affine - cells.grid.affine)[:3, 3])
-        near.append(FeatureMap(fine.values, Grid(fine.grid.shape, there.matrix @ fine.grid.affine)))
-    start = DisplacementField(field.vectors_mm, field.grid.seen_from(centre))
-    found = refine(*near, start, initial=seen_from(centre, alignment).transform, fixed_mask=masks[0], moving_mask=masks[1],
-                   iterations=plan.voxel_iterations, learning_rate=plan.learning_rate / 2, smoothness=plan.voxel_smoothness,
-                   smoothing_passes=plan.smoothing_passes)  # fmt: skip
-    return DisplacementField(found.vectors_mm, voxels[0].grid)
 
 
 def _with_rigid_regions(pair: ImagePair, deformation: DisplacementField, initial: AffineTransform):
@@ -240,17 +225,6 @@ class _Clock:
         if self._name is not None:
             self.seconds[self._name] = round(time.perf_counter() - self._began, 3)
         self._name = None
-
-
-def _mask_of_cells(side: Side, cells: FeatureMap) -> torch.Tensor | None:
-    """The mask of an image as bool at the centres of feature cells (X, Y, Z)."""
-    if side.mask is None:
-        return None
-    values = gather_nearest((side.mask.array > 0).astype(np.uint8), side.mask.grid, cells.grid.points_mm(), 0)[0]
-    if not values.any():
-        raise ValueError(f"{side.name}: its mask holds the centre of no feature cell ({cells.grid}), so nothing could be "
-                         "registered; give a larger one or none.")  # fmt: skip
-    return torch.from_numpy(values > 0).to(cells.values.device)
 
 
 def _check_overlap(pair: ImagePair, transform: AffineTransform) -> None:

@@ -29,7 +29,7 @@ class KnownPair:
 
 
 @dataclass(frozen=True, eq=False)
-class _Placed:
+class PlacedDeformation:
     """A deformation made for a phantom, moved to the middle of a grid and scaled to its size."""
 
     known: KnownDeformation
@@ -50,7 +50,7 @@ def make_known_pair(fixed: Image, rng: np.random.Generator, strength: float = 1.
     """
     grid = fixed.grid
     scale = float(np.linalg.norm(grid.extent_mm)) / PHANTOM_DIAGONAL_MM
-    placed = _Placed(random_deformation(rng, strength), grid.center_mm, scale)
+    placed = PlacedDeformation(random_deformation(rng, strength), grid.center_mm, scale)
     body = foreground_mask(fixed.array[0], guess_modality(fixed))
     source = torch.from_numpy(remapped(fixed.array, body[None], rng))
     direction = rng.standard_normal(3)
@@ -61,7 +61,7 @@ def make_known_pair(fixed: Image, rng: np.random.Generator, strength: float = 1.
         drift = np.exp(DRIFT * np.sin((points - placed.middle_mm) @ direction / (80 * scale)))
         values[:, start:stop] = sample_points(source, grid, led, fill=0.0).numpy() * drift
     values += NOISE * rng.standard_normal(values.shape, dtype=np.float32)
-    return KnownPair(Image(1000 * values, grid), *_points(body, grid, placed, rng))
+    return KnownPair(Image(1000 * values, grid), *known_points(body, grid, placed, rng))
 
 
 def remapped(values: np.ndarray, body: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -74,7 +74,9 @@ def remapped(values: np.ndarray, body: np.ndarray, rng: np.random.Generator) -> 
     return np.where(body, curve, 0.15 * np.clip((values - below) / max(knots[0] - below, 1e-6), 0, 1)).astype(np.float32)
 
 
-def _points(body: np.ndarray, grid: Grid, placed: _Placed, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def known_points(
+    body: np.ndarray, grid: Grid, placed: PlacedDeformation, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
     """Random points of the body, and where the moving image has them, those that it shows."""
     index = np.argwhere(body if body.any() else np.ones_like(body))
     fixed = grid.index_to_world(index[rng.integers(0, len(index), POINTS)] + rng.uniform(-0.5, 0.5, (POINTS, 3)))

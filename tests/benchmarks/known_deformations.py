@@ -21,7 +21,7 @@ import torch
 from scipy import ndimage
 
 from nnssl_reg import register
-from nnssl_reg.evaluation.known_pairs import PHANTOM_DIAGONAL_MM, _Placed, _points
+from nnssl_reg.evaluation.known_pairs import PHANTOM_DIAGONAL_MM, PlacedDeformation, known_points
 from nnssl_reg.evaluation.phantoms import random_deformation
 from nnssl_reg.geometry.image import Image
 from nnssl_reg.geometry.sampling import sample_points, slabs
@@ -67,7 +67,11 @@ def known(fixed: Image, strength: float, breathing_mm: float, seed: int) -> tupl
     """The moving image, points of the fixed body (or its lung vessels), and where they are in it, (N, 3) RAS mm."""
     grid, rng, voxels = fixed.grid, np.random.default_rng(seed), fixed.array[0]
     scale = float(np.linalg.norm(grid.extent_mm)) / PHANTOM_DIAGONAL_MM
-    placed, source, low = _Placed(random_deformation(rng, strength), grid.center_mm, scale), voxels.copy(), voxels.min()
+    placed, source, low = (
+        PlacedDeformation(random_deformation(rng, strength), grid.center_mm, scale),
+        voxels.copy(),
+        voxels.min(),
+    )
     if breathing_mm:
         mask, low = lungs(voxels), AIR_HU
         moved = breath(mask, grid, breathing_mm)
@@ -84,7 +88,7 @@ def known(fixed: Image, strength: float, breathing_mm: float, seed: int) -> tupl
     values += rng.normal(0, deviation, values.shape).astype(np.float32)
     values = np.maximum(values, low) if breathing_mm else np.abs(values) if np.percentile(voxels, 1) >= 0 else values
     if not breathing_mm:
-        return Image(values, grid), *_points(mask, grid, placed, rng)
+        return Image(values, grid), *known_points(mask, grid, placed, rng)
     vessels = np.argwhere(ndimage.binary_erosion(mask, iterations=2) & (ndimage.gaussian_filter(voxels, 1) > VESSEL_HU))
     points = grid.index_to_world(vessels[rng.integers(0, len(vessels), 3000)].astype(float))
     before = points

@@ -9,7 +9,6 @@ as json. The clock covers reading the cubes and registering; imports, resampling
 
 import json
 import os
-import resource
 import sys
 import tempfile
 import time
@@ -157,7 +156,7 @@ def main(method: str, mm: str, fixed: str, moving: str, out: str) -> None:
         started, before = time.perf_counter(), time.process_time()
         found = register(folder)
         seconds, cpu = time.perf_counter() - started, time.process_time() - before
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        peak = int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 2**20  # GB, of this process alone
         field = sitk.TransformToDisplacementField(found(), sitk.sitkVectorFloat32, own.GetSize(), own.GetOrigin(),
                                                   own.GetSpacing(), own.GetDirection())  # fmt: skip
         sitk.WriteImage(field, out)

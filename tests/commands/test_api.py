@@ -248,22 +248,6 @@ def test_where_contrasts_hardly_agree_the_registration_whose_directions_lie_clos
     assert torch.equal(tried.field.vectors_mm, kept.field.vectors_mm)
 
 
-def test_where_local_intensity_tells_more_than_mind_it_refines_the_field_at_every_voxel(images, monkeypatch):
-    fixed, moving = images
-    cells_of_two = {**QUICK["overrides"], "features.mind_stride": (2, 2, 2)}
-    found = []
-    for least, steps in ((-1.0, 20), (1e9, 20), (-1.0, 0)):  # as if it told more, less, more
-        monkeypatch.setattr(register_pair, "TELLS_MORE", least)
-        choices = {**QUICK, "overrides": {"registration.voxel_iterations": steps, **cells_of_two}}
-        found.append(nnssl_reg.register(fixed, moving, **choices).registered)
-    finer, plain, without = found
-    stage, cells = "refinement at voxels", [done.deformation.grid.spacing_mm[0] for done in (finer, plain)]
-    assert stage in finer.seconds and stage not in plain.seconds and stage not in without.seconds
-    assert cells[1] == pytest.approx(2 * cells[0]) and torch.equal(without.field.vectors_mm, plain.field.vectors_mm)
-    left = [np.abs(done.field.warp(moving).array - fixed.array).mean() for done in (finer, plain)]
-    assert left[0] < 0.9 * left[1]
-
-
 def test_stronger_regularisation_gives_a_smoother_field(images):
     choices = {"device": "cpu", "initial": "identity", "overrides": {"registration.iterations": 40}}
     fields = [nnssl_reg.register(*images, **choices, regularisation=r).field for r in ("weak", "medium", None, "strong")]

@@ -1,0 +1,64 @@
+"""The refinement of a field at every voxel by local intensity alone: for which pairs, how, and by what masks."""
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from nnssl_reg.commands.pair_start import seen_from
+from nnssl_reg.features.local_intensity import TELLS_MORE
+from nnssl_reg.geometry.affine import AffineTransform
+from nnssl_reg.geometry.displacement import DisplacementField
+from nnssl_reg.geometry.grid import Grid
+from nnssl_reg.geometry.image import FeatureMap
+from nnssl_reg.geometry.sampling import gather_nearest
+from nnssl_reg.planning.plans import RegistrationPlan
+from nnssl_reg.registration.affine_init import InitialAlignment
+from nnssl_reg.registration.convex_adam import refine
+from nnssl_reg.registration.feature_cost import mean_difference, warped_features
+
+ONE_PATIENT = 0.15  # of the features' difference is left, at most, between images of one; two patients had 0.25 and more
+FIRMER, LONGER = 4.0, 2  # the regulariser and the steps there: what differs between such images is noise more than shape
+Maps = tuple[FeatureMap, FeatureMap]
+
+
+def voxel_plan(plan: RegistrationPlan, stride, agreement: float | None, bright: bool, maps: Maps, alignment: InitialAlignment,
+               field: DisplacementField) -> RegistrationPlan | None:  # fmt: skip
+    """How a field found on maps, of cells of `stride` voxels, is refined at the voxels; None: it is not.
+
+    bright: whether local intensity is among the features; agreement: see contrast_agreement. Where it tells more than MIND, the
+    field is refined as planned; where hardly any difference of features is left, as between images of one patient, more firmly.
+    """
+    if not bright or plan.voxel_iterations == 0 or max(stride) == 1:
+        return None
+    warped, covered = warped_features(*maps, alignment.transform, field)
+    if mean_difference(maps[0], warped, covered) <= ONE_PATIENT:
+        return replace(plan, voxel_iterations=LONGER * plan.voxel_iterations, voxel_smoothness=FIRMER * plan.voxel_smoothness)
+    return plan if agreement >= TELLS_MORE else None
+
+
+def refined_at_voxels(pair, voxels: Maps, maps: Maps, field: DisplacementField, alignment: InitialAlignment,
+                      plan: RegistrationPlan) -> DisplacementField:  # fmt: skip
+    """The field found on maps of an ImagePair refined on features of their voxels, in half as large steps."""
+    centre = pair.fixed.image.grid.center_mm
+    masks = [mask_of_cells(side, fine) for side, fine in zip((pair.fixed, pair.moving), voxels)]
+    near = []
+    for fine, cells in zip(voxels, maps):  # rounded as the cells are, or they would part
+        there = AffineTransform.translation((cells.grid.seen_from(centre).affine - cells.grid.affine)[:3, 3])
+        near.append(FeatureMap(fine.values, Grid(fine.grid.shape, there.matrix @ fine.grid.affine)))
+    start = DisplacementField(field.vectors_mm, field.grid.seen_from(centre))
+    found = refine(*near, start, initial=seen_from(centre, alignment).transform, fixed_mask=masks[0], moving_mask=masks[1],
+                   iterations=plan.voxel_iterations, learning_rate=plan.learning_rate / 2, smoothness=plan.voxel_smoothness,
+                   smoothing_passes=plan.smoothing_passes)  # fmt: skip
+    return DisplacementField(found.vectors_mm, voxels[0].grid)
+
+
+def mask_of_cells(side, cells: FeatureMap) -> torch.Tensor | None:
+    """The mask of a Side's image as bool at the centres of feature cells (X, Y, Z)."""
+    if side.mask is None:
+        return None
+    values = gather_nearest((side.mask.array > 0).astype(np.uint8), side.mask.grid, cells.grid.points_mm(), 0)[0]
+    if not values.any():
+        raise ValueError(f"{side.name}: its mask holds the centre of no feature cell ({cells.grid}), so nothing could be "
+                         "registered; give a larger one or none.")  # fmt: skip
+    return torch.from_numpy(values > 0).to(cells.values.device)

@@ -1,0 +1,50 @@
+"""The refinement at voxels: where local intensity tells more than MIND, and between images of one patient, nowhere else."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.ndimage import gaussian_filter
+
+import nnssl_reg
+from nnssl_reg.commands import register_pair, voxel_refinement
+from nnssl_reg.geometry.image import Image
+
+CELLS_OF_TWO = {"registration.iterations": 10, "features.mind_stride": (2, 2, 2)}
+QUICK = {"device": "cpu", "initial": "identity"}
+
+
+def shrunk(points: torch.Tensor) -> torch.Tensor:
+    return points / 0.92 - torch.tensor([4.0, 0.0, -3.0], dtype=points.dtype).view(3, 1, 1, 1)
+
+
+@pytest.fixture(scope="module")
+def images(turned_grid, body_image) -> tuple[Image, Image]:
+    fixed, moving = turned_grid((30, 26, 22), (3.4, 3.5, 4.5), (3, -2, 20)), turned_grid((28, 30, 26), 3.7, (5, 3, 0))
+    return body_image(fixed), body_image(moving, shrunk)
+
+
+def test_where_local_intensity_tells_more_than_mind_it_refines_the_field_at_every_voxel(images, monkeypatch):
+    fixed, moving = images
+    monkeypatch.setattr(voxel_refinement, "ONE_PATIENT", -1.0)  # these are of one
+    found = []
+    for least, steps in ((-1.0, 20), (1e9, 20), (-1.0, 0)):  # as if it told more, less, more
+        monkeypatch.setattr(voxel_refinement, "TELLS_MORE", least)
+        choices = {**QUICK, "overrides": {"registration.voxel_iterations": steps, **CELLS_OF_TWO}}
+        found.append(nnssl_reg.register(fixed, moving, **choices).registered)
+    finer, plain, without = found
+    stage, cells = "refinement at voxels", [done.deformation.grid.spacing_mm[0] for done in (finer, plain)]
+    assert stage in finer.seconds and stage not in plain.seconds and stage not in without.seconds
+    assert cells[1] == pytest.approx(2 * cells[0]) and torch.equal(without.field.vectors_mm, plain.field.vectors_mm)
+    left = [np.abs(done.field.warp(moving).array - fixed.array).mean() for done in (finer, plain)]
+    assert left[0] < 0.9 * left[1]
+
+
+def test_images_of_one_patient_are_refined_at_every_voxel_and_those_of_two_are_not(images, monkeypatch):
+    monkeypatch.setattr(voxel_refinement, "TELLS_MORE", 1e9)
+    monkeypatch.setattr(register_pair, "AGREES", -1.0)
+    choices = {**QUICK, "overrides": {"registration.voxel_iterations": 2, **CELLS_OF_TWO}}
+    fixed, noise = images[0], np.random.default_rng(0).standard_normal(images[0].array.shape).astype(np.float32)
+    again = Image(fixed.array + 0.01 * noise, fixed.grid)
+    other = Image(100 * gaussian_filter(noise, (0, 3, 3, 3)), fixed.grid)
+    found = [nnssl_reg.register(fixed, moving, **choices) for moving in (again, other)]
+    assert ["refinement at voxels" in done.registered.seconds for done in found] == [True, False]
