@@ -213,10 +213,10 @@ class FeatureStore:
         return joint_canonical(*maps, matches, CONTEXT_VARIATES)
 
     def at_voxels(self, features: ImageFeatures, channel_name: str | None) -> FeatureMap:
-        """The local intensity of every voxel that the cells of `features` are made of."""
-        upright = upright_image(features.image)
-        voxels = self._voxels(upright, seems_ct(channel_name, features.image))
-        return voxel_intensity(*voxels, self.plan.mind_stride)
+        """The local intensity of every voxel that the cells of `features` are made of; lungs are shown, as to MIND."""
+        upright, ct = upright_image(features.image), seems_ct(channel_name, features.image)
+        values, grid, _ = _seen_by_mind(self._voxels(upright, ct), ct)
+        return voxel_intensity(values, grid, self.plan.mind_stride)
 
     @property
     def _asks_contrast(self) -> bool:

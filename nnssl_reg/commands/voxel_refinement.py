@@ -18,7 +18,7 @@ from nnssl_reg.registration.convex_adam import refine
 from nnssl_reg.registration.feature_cost import mean_difference, warped_features
 
 ONE_PATIENT = 0.15  # of the features' difference is left, at most, between images of one; two patients had 0.25 and more
-FIRMER, LONGER = 4.0, 2  # the regulariser and the steps there: what differs between such images is noise more than shape
+FIRMER, LONGER = 2.0, 2  # the regulariser and the steps there: what differs between such images is noise more than shape
 Maps = tuple[FeatureMap, FeatureMap]
 
 
