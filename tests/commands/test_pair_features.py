@@ -105,6 +105,23 @@ def test_auto_looks_with_learned_features_across_modalities_only(store_of, files
     assert len(encoded) == 2 and store.pair(across, *seen)[0].values.shape[0] == 18
 
 
+def test_the_refinement_at_voxels_sees_lungs(store_of, turned_grid, monkeypatch):
+    lung = np.zeros((24, 20, 16), bool)
+    lung[:12] = True
+    values = np.where(lung, -800, 40) + 80 * np.random.default_rng(0).standard_normal(lung.shape)
+    image, store, look = (
+        Image(values[None].astype(np.float32), turned_grid(lung.shape, 2.0)),
+        store_of("mind", ("CT",)),
+        Look("mind", 1.0),
+    )
+    spread = []
+    for _ in range(2):
+        seen = store.at_voxels(store.of("chest", "CT", look, image), "CT").values[0]
+        spread.append(float(seen[:6].std() / seen[-6:].std()))
+        monkeypatch.setattr(pair_features, "with_lungs", lambda values: (values, 1.0))
+    assert spread[0] > 1.3 * spread[1]
+
+
 def test_kinds_of_features_have_their_channels_and_grids(store_of, files):
     maps = {}
     for kind in ("mind", "dino", "dino+mind"):
