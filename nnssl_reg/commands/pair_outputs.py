@@ -25,7 +25,8 @@ MEANING = {
     "warped(p) = moving(p + field(p))",
     "features": "what was matched: mind (hand-made), dino (learned), or both",
     "smoothing_mm": "standard deviation of the Gaussian through which features saw both images, because one is noisy",
-    "contrast": "how well local intensities agree after a first match beside MIND, and whether they served; null: not wanted",
+    "contrast": "how well local intensities agree after a first match beside MIND, whether they served, and whether so "
+    "little difference was left that the images were taken for one patient's; null: not wanted",
     "initial_matrix": "initial alignment, fixed world -> moving world, homogeneous RAS mm",
 }
 

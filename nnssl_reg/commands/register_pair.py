@@ -56,10 +56,14 @@ class ImagePair:
 
 @dataclass(frozen=True)
 class Contrast:
-    """agreement: of the contrasts of two images, see contrast_agreement; used: whether their local intensity was, therefore."""
+    """agreement: of the contrasts of two images, see contrast_agreement; used: whether their local intensity was, therefore.
+
+    one_patient: whether a refinement at voxels found images so alike that they were taken for one patient's.
+    """
 
     agreement: float
     used: bool
+    one_patient: bool
 
 
 @dataclass(frozen=True)
@@ -184,7 +188,7 @@ def deform_pair(pair: ImagePair, store: FeatureStore, plan: RegistrationPlan, al
         field = refined_at_voxels(pair, voxels, maps, field, alignment, firm)
     clock.end()
     deformation = field.on(_covering(field.grid, fixed.image.grid))
-    contrast = None if agreement is None else Contrast(agreement, bright)
+    contrast = None if agreement is None else Contrast(agreement, bright, firm not in (None, plan))
     return DeformedPair((fixed.image, moving.image), alignment, deformation, maps, apart_mm, clock.seconds, counted, contrast,
                         look)  # fmt: skip
 

@@ -126,7 +126,9 @@ class RegistrationPlan:
     smoothing_passes: int
     symmetric: bool  # also register moving to fixed from the last round on: the mean of one field and the inverse of the other
     init: str  # "auto", "identity", "center", "moments", "affine"
-    voxel_iterations: int = 20  # of Adam at every voxel, where local intensity tells more than MIND, see voxel_refinement; 0: none
+    voxel_iterations: int = (
+        20  # of Adam at every voxel, where local intensity tells more than MIND, see voxel_refinement; 0: none
+    )
     voxel_smoothness: float = 0.6  # weight of the diffusion regulariser there
 
     @property

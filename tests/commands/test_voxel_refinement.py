@@ -48,3 +48,4 @@ def test_images_of_one_patient_are_refined_at_every_voxel_and_those_of_two_are_n
     other = Image(100 * gaussian_filter(noise, (0, 3, 3, 3)), fixed.grid)
     found = [nnssl_reg.register(fixed, moving, **choices) for moving in (again, other)]
     assert ["refinement at voxels" in done.registered.seconds for done in found] == [True, False]
+    assert [done.registered.contrast.one_patient for done in found] == [True, False]
