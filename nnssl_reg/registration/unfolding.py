@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from nnssl_reg.geometry.threads import on_threads
 from nnssl_reg.geometry.triton_devices import runs_triton
 from nnssl_reg.registration.kernels_cpu import box_taps
-from nnssl_reg.registration.unfolding_cpu import REACH, copied_rows, diffused_rows, folded_rows
+from nnssl_reg.registration.unfolding_cpu import REACH, diffused_rows, folded_rows
 
 LEAST_JACOBIAN = 0.05  # of volume a cell must keep; a little above 0, because the field is interpolated afterwards
 ITERATIONS = 50
@@ -62,7 +62,7 @@ def _unfolded_on_cpu(field: torch.Tensor) -> torch.Tensor:
             field, after = field.clone(memory_format=torch.contiguous_format), torch.empty(field.shape)
         arrays = field.numpy(), folds.numpy(), changed.numpy()
         on_threads(diffused_rows, len(folds), *arrays, narrow, wide, np.float32(SHARE), after.numpy())
-        on_threads(copied_rows, len(folds), changed.numpy(), after.numpy(), field.numpy())
+        field[:, changed] = after[:, changed]
         rows = _grown(changed, 1)
     return field
 

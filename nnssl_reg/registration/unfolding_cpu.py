@@ -115,15 +115,3 @@ def diffused_rows(first, last, field, folds, rows, narrow, wide, factor, out):
                 here, target = field[c, x, y], out[c, x, y]
                 for z in range(nz):
                     target[z] = here[z] + share[z] * (smooth[z] - here[z])
-
-
-@compiled()
-def copied_rows(first, last, rows, source, out):
-    """Copy the rows (X, Y) bool that are True of source (3, X, Y, Z) into out."""
-    for x in range(first, last):
-        for y in range(rows.shape[1]):
-            if rows[x, y]:
-                for c in range(3):
-                    row, target = source[c, x, y], out[c, x, y]
-                    for z in range(row.shape[0]):
-                        target[z] = row[z]
