@@ -157,3 +157,20 @@ def folders(tmp_path: Path, monkeypatch) -> Path:
 def trainable(folders) -> Path:
     """Where a run on the cases of `folders` leaves what it makes."""
     return folders / "results" / DATASET / "DINO__nnsslPlans__3d_fullres"
+
+
+def _shrunk(points: torch.Tensor) -> torch.Tensor:
+    return points / 0.92 - torch.tensor([4.0, 0.0, -3.0], dtype=points.dtype).view(3, 1, 1, 1)
+
+
+@pytest.fixture(scope="session")
+def shrunk():
+    """A map of points that makes a body smaller and moves it."""
+    return _shrunk
+
+
+@pytest.fixture(scope="module")
+def images(turned_grid, body_image) -> tuple[Image, Image]:
+    """A body and the same one smaller and elsewhere, on grids turned differently."""
+    fixed, moving = turned_grid((30, 26, 22), (3.4, 3.5, 4.5), (3, -2, 20)), turned_grid((28, 30, 26), 3.7, (5, 3, 0))
+    return body_image(fixed), body_image(moving, _shrunk)

@@ -28,16 +28,6 @@ PAGE = Path(__file__).parents[2] / "documentation" / "python_api.md"
 QUICK = {"device": "cpu", "initial": "identity", "overrides": {"registration.iterations": 10}}
 
 
-def shrunk(points: torch.Tensor) -> torch.Tensor:
-    return points / 0.92 - torch.tensor([4.0, 0.0, -3.0], dtype=points.dtype).view(3, 1, 1, 1)
-
-
-@pytest.fixture(scope="module")
-def images(turned_grid, body_image) -> tuple[Image, Image]:
-    fixed, moving = turned_grid((30, 26, 22), (3.4, 3.5, 4.5), (3, -2, 20)), turned_grid((28, 30, 26), 3.7, (5, 3, 0))
-    return body_image(fixed), body_image(moving, shrunk)
-
-
 @pytest.fixture(scope="module")
 def result(images):
     return nnssl_reg.register(*images, **QUICK)
@@ -136,7 +126,7 @@ def test_what_is_saved_is_what_was_found(result, tmp_path):
     assert read_image(tmp_path / "w.mha").grid.matches(result.field.grid, 1e-2)
 
 
-def test_a_mask_keeps_what_lies_outside_it_from_pulling(turned_grid, body_image):
+def test_a_mask_keeps_what_lies_outside_it_from_pulling(turned_grid, body_image, shrunk):
     grid = turned_grid((36, 32, 30), (2.8, 2.9, 3.0))
     fixed, moving = body_image(grid), body_image(grid, shrunk)
     ruined = fixed.array.copy()

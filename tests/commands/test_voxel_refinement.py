@@ -13,16 +13,6 @@ CELLS_OF_TWO = {"registration.iterations": 10, "features.mind_stride": (2, 2, 2)
 QUICK = {"device": "cpu", "initial": "identity"}
 
 
-def shrunk(points: torch.Tensor) -> torch.Tensor:
-    return points / 0.92 - torch.tensor([4.0, 0.0, -3.0], dtype=points.dtype).view(3, 1, 1, 1)
-
-
-@pytest.fixture(scope="module")
-def images(turned_grid, body_image) -> tuple[Image, Image]:
-    fixed, moving = turned_grid((30, 26, 22), (3.4, 3.5, 4.5), (3, -2, 20)), turned_grid((28, 30, 26), 3.7, (5, 3, 0))
-    return body_image(fixed), body_image(moving, shrunk)
-
-
 def test_where_local_intensity_tells_more_than_mind_it_refines_the_field_at_every_voxel(images, monkeypatch):
     fixed, moving = images
     monkeypatch.setattr(voxel_refinement, "ONE_PATIENT", -1.0)  # these are of one
