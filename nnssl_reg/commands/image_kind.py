@@ -1,16 +1,18 @@
-"""What is to be known of an image before features are made of it: its kind, its noise, how it lies."""
+"""What is to be known of an image beside its features: its kind, its noise, how it lies, where its body is."""
 
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from nnssl_reg.features.noise import noise_share, smoothing_mm
 from nnssl_reg.features.soft_tissue import soft_tissue_contrast
+from nnssl_reg.geometry.grid import Grid
 from nnssl_reg.geometry.image import Image
-from nnssl_reg.geometry.sampling import resample
+from nnssl_reg.geometry.sampling import gather_nearest, resample
 from nnssl_reg.imageio.raw_dataset import guess_modality
 from nnssl_reg.planning.fingerprint import intensity_doubt
-from nnssl_reg.planning.foreground import is_ct
+from nnssl_reg.planning.foreground import foreground_mask, is_ct
 
 OBLIQUE_DEGREES = 10.0  # beyond it, features along the array's axes would no longer match those along the world's
 
@@ -24,6 +26,13 @@ def wanted_smoothing_mm(image: Image, ct: bool, most_mm: float) -> float:
     """How far noise wants an image smoothed, see features/noise.py."""
     share = noise_share(image.array[0], soft_tissue_contrast if ct else None)
     return smoothing_mm(share, image.grid.spacing_mm, most_mm)
+
+
+def body_cells(image: Image, cells: Grid) -> torch.Tensor:
+    """Which cells lie in the body, (X, Y, Z) bool; all of them if none does."""
+    mask = foreground_mask(image.array[0], guess_modality(image)).astype(np.uint8)[None]
+    inside = torch.from_numpy(gather_nearest(mask, image.grid, cells.points_mm(), 0)[0] > 0)
+    return inside if inside.any() else torch.ones_like(inside)
 
 
 def upright_image(image: Image) -> Image:

@@ -3,20 +3,16 @@
 import numpy as np
 import torch
 
+from nnssl_reg.commands.image_kind import body_cells
 from nnssl_reg.commands.register_pair import RegisteredPair
 from nnssl_reg.evaluation.confidence import Evidence
-from nnssl_reg.geometry.grid import Grid
-from nnssl_reg.geometry.image import Image
-from nnssl_reg.geometry.sampling import gather_nearest
-from nnssl_reg.imageio.modality import guess_modality
-from nnssl_reg.planning.foreground import foreground_mask
 from nnssl_reg.registration.feature_cost import mean_difference, warped_features
 
 
 def evidence_of(done: RegisteredPair, folding_percent: float) -> Evidence:
     """The measures over the fixed body, within its mask if there is one, at the cells of the fixed features."""
     fixed, moving = done.features
-    body = _body(done.fixed, fixed.grid).to(fixed.values.device)
+    body = body_cells(done.fixed, fixed.grid).to(fixed.values.device)
     if done.counted is not None:
         body = body & done.counted if (body & done.counted).any() else done.counted
     aligned, meets = warped_features(fixed, moving, done.alignment.transform)
@@ -30,13 +26,6 @@ def evidence_of(done: RegisteredPair, folding_percent: float) -> Evidence:
         folding_percent=folding_percent,
         overlap_percent=100 * _mean(covered.float(), body),
     )
-
-
-def _body(image: Image, cells: Grid) -> torch.Tensor:
-    """Which cells lie in the body, (X, Y, Z) bool; all of them if none does."""
-    mask = foreground_mask(image.array[0], guess_modality(image)).astype(np.uint8)[None]
-    inside = torch.from_numpy(gather_nearest(mask, image.grid, cells.points_mm(), 0)[0] > 0)
-    return inside if inside.any() else torch.ones_like(inside)
 
 
 def _mean(values: torch.Tensor, where: torch.Tensor) -> float:

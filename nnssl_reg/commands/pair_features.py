@@ -212,11 +212,11 @@ class FeatureStore:
             maps.append(tissue_context(*voxels, self.plan.mind_stride, ct))
         return joint_canonical(*maps, matches, CONTEXT_VARIATES)
 
-    def at_voxels(self, features: ImageFeatures, channel_name: str | None) -> FeatureMap:
-        """The local intensity of every voxel that the cells of `features` are made of; lungs are shown, as to MIND."""
+    def at_voxels(self, features: ImageFeatures, channel_name: str | None, radius: int) -> FeatureMap:
+        """The voxel_intensity of all voxels that the cells of `features` are made of; lungs are shown, as to MIND."""
         upright, ct = upright_image(features.image), seems_ct(channel_name, features.image)
         values, grid, _ = _seen_by_mind(self._voxels(upright, ct), ct)
-        return voxel_intensity(values, grid, self.plan.mind_stride)
+        return voxel_intensity(values, grid, self.plan.mind_stride, radius)
 
     @property
     def _asks_contrast(self) -> bool:

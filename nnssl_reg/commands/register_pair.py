@@ -10,7 +10,7 @@ import torch
 
 from nnssl_reg.commands.pair_features import FeatureStore, Look
 from nnssl_reg.commands.pair_start import found_start, seen_from, turned_back, turned_pair
-from nnssl_reg.commands.voxel_refinement import mask_of_cells, refined_at_voxels, voxel_plan
+from nnssl_reg.commands.voxel_refinement import mask_of_cells, refined_at_voxels, voxel_refinement
 from nnssl_reg.features.local_intensity import AGREES
 from nnssl_reg.geometry.affine import AffineTransform
 from nnssl_reg.geometry.displacement import DisplacementField
@@ -181,14 +181,14 @@ def deform_pair(pair: ImagePair, store: FeatureStore, plan: RegistrationPlan, al
         other = _deformation(pair, tried, alignment, plan)
         bright = bool(other[1].median() < apart_mm.median())
         maps, (field, apart_mm, counted) = (tried, other) if bright else (maps, (field, apart_mm, counted))
-    firm = voxel_plan(plan, store.plan.mind_stride, agreement, bright, maps, alignment, field)
-    if firm is not None:
+    finer = voxel_refinement(plan, store.plan.mind_stride, agreement, bright, fixed.image, maps, alignment, field)
+    if finer is not None:
         clock.begin("refinement at voxels")
-        voxels = tuple(store.at_voxels(found, side.channel) for found, side in zip((fixed, moving), sides))
-        field = refined_at_voxels(pair, voxels, maps, field, alignment, firm)
+        voxels = tuple(store.at_voxels(found, side.channel, finer.radius) for found, side in zip((fixed, moving), sides))
+        field = refined_at_voxels(pair, voxels, maps, field, alignment, finer.settings)
     clock.end()
     deformation = field.on(_covering(field.grid, fixed.image.grid))
-    contrast = None if agreement is None else Contrast(agreement, bright, firm not in (None, plan))
+    contrast = None if agreement is None else Contrast(agreement, bright, finer is not None and finer.one_patient)
     return DeformedPair((fixed.image, moving.image), alignment, deformation, maps, apart_mm, clock.seconds, counted, contrast,
                         look)  # fmt: skip
 

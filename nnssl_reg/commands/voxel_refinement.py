@@ -1,16 +1,18 @@
 """The refinement of a field at every voxel by local intensity alone: for which pairs, how, and by what masks."""
 
-from dataclasses import replace
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
+from nnssl_reg.commands.image_kind import body_cells
 from nnssl_reg.commands.pair_start import seen_from
-from nnssl_reg.features.local_intensity import TELLS_MORE
+from nnssl_reg.features.local_intensity import RADIUS, TELLS_MORE, WIDE
 from nnssl_reg.geometry.affine import AffineTransform
 from nnssl_reg.geometry.displacement import DisplacementField
 from nnssl_reg.geometry.grid import Grid
-from nnssl_reg.geometry.image import FeatureMap
+from nnssl_reg.geometry.image import FeatureMap, Image
 from nnssl_reg.geometry.sampling import gather_nearest
 from nnssl_reg.planning.plans import RegistrationPlan
 from nnssl_reg.registration.affine_init import InitialAlignment
@@ -18,28 +20,43 @@ from nnssl_reg.registration.convex_adam import refine
 from nnssl_reg.registration.feature_cost import mean_difference, warped_features
 
 ONE_PATIENT = 0.15  # of the features' difference is left, at most, between images of one; two patients had 0.25 and more
-FIRMER, LONGER = 2.0, 2  # the regulariser and the steps there: what differs between such images is noise more than shape
+FIRMER, LONGER = 4.0, 2  # the regulariser and the steps there: what differs between such images is noise more than shape
 Maps = tuple[FeatureMap, FeatureMap]
 
 
-def voxel_plan(plan: RegistrationPlan, stride, agreement: float | None, bright: bool, maps: Maps, alignment: InitialAlignment,
-               field: DisplacementField) -> RegistrationPlan | None:  # fmt: skip
+@dataclass(frozen=True)
+class VoxelRefinement:
+    """How a field is refined at the voxels. settings: of Adam, see convex_adam.refine; radius: of voxel_intensity."""
+
+    settings: dict[str, Any]
+    radius: int
+    one_patient: bool
+
+
+def voxel_refinement(plan: RegistrationPlan, stride, agreement: float | None, bright: bool, fixed: Image, maps: Maps,
+                     alignment: InitialAlignment, field: DisplacementField) -> VoxelRefinement | None:  # fmt: skip
     """How a field found on maps, of cells of `stride` voxels, is refined at the voxels; None: it is not.
 
     bright: whether local intensity is among the features; agreement: see contrast_agreement. Where it tells more than MIND, the
-    field is refined as planned; where hardly any difference of features is left, as between images of one patient, more firmly.
+    field is refined as planned; where hardly any difference of features is left in the body of `fixed`, as between images of
+    one patient, more firmly, and by what is nearer.
     """
     if not bright or plan.voxel_iterations == 0 or max(stride) == 1:
         return None
     warped, covered = warped_features(*maps, alignment.transform, field)
-    if mean_difference(maps[0], warped, covered) <= ONE_PATIENT:
-        return replace(plan, voxel_iterations=LONGER * plan.voxel_iterations, voxel_smoothness=FIRMER * plan.voxel_smoothness)
-    return plan if agreement >= TELLS_MORE else None
+    body = body_cells(fixed, maps[0].grid).to(covered.device)  # backgrounds are alike in all patients
+    steps = {"learning_rate": plan.learning_rate / 2, "smoothing_passes": plan.smoothing_passes}
+    if mean_difference(maps[0], warped, covered & body) <= ONE_PATIENT:
+        firmly = {"iterations": LONGER * plan.voxel_iterations, "smoothness": FIRMER * plan.voxel_smoothness}
+        return VoxelRefinement(steps | firmly, RADIUS, True)
+    if agreement < TELLS_MORE:
+        return None
+    return VoxelRefinement(steps | {"iterations": plan.voxel_iterations, "smoothness": plan.voxel_smoothness}, WIDE, False)
 
 
 def refined_at_voxels(pair, voxels: Maps, maps: Maps, field: DisplacementField, alignment: InitialAlignment,
-                      plan: RegistrationPlan) -> DisplacementField:  # fmt: skip
-    """The field found on maps of an ImagePair refined on features of their voxels, in half as large steps."""
+                      settings: dict[str, Any]) -> DisplacementField:  # fmt: skip
+    """The field found on maps of an ImagePair refined on features of their voxels; settings: of a VoxelRefinement."""
     centre = pair.fixed.image.grid.center_mm
     masks = [mask_of_cells(side, fine) for side, fine in zip((pair.fixed, pair.moving), voxels)]
     near = []
@@ -47,9 +64,8 @@ def refined_at_voxels(pair, voxels: Maps, maps: Maps, field: DisplacementField, 
         there = AffineTransform.translation((cells.grid.seen_from(centre).affine - cells.grid.affine)[:3, 3])
         near.append(FeatureMap(fine.values, Grid(fine.grid.shape, there.matrix @ fine.grid.affine)))
     start = DisplacementField(field.vectors_mm, field.grid.seen_from(centre))
-    found = refine(*near, start, initial=seen_from(centre, alignment).transform, fixed_mask=masks[0], moving_mask=masks[1],
-                   iterations=plan.voxel_iterations, learning_rate=plan.learning_rate / 2, smoothness=plan.voxel_smoothness,
-                   smoothing_passes=plan.smoothing_passes)  # fmt: skip
+    near_start = seen_from(centre, alignment).transform
+    found = refine(*near, start, initial=near_start, fixed_mask=masks[0], moving_mask=masks[1], **settings)
     return DisplacementField(found.vectors_mm, voxels[0].grid)
 
 

@@ -13,6 +13,7 @@ from nnssl_reg.geometry.sampling import sample_grid
 AGREES = 0.5  # patients of one contrast have more, those of different ones less
 TELLS_MORE = 1.0  # than MIND: from here on it alone refines a field at every voxel
 RADIUS = 8  # voxels of the surroundings to each side
+WIDE = 24  # the same, for voxels of two patients' images: there larger shapes tell more, and where contrast agrees, they may
 FLAT = 0.3  # of the mean variance of surroundings: flatter ones say little
 SLAB = 64  # planes squared at a time
 
@@ -27,21 +28,23 @@ def local_intensity(image: torch.Tensor, grid: Grid, stride) -> FeatureMap:
     return FeatureMap((mean - around).div_(spread), cells)
 
 
-def voxel_intensity(image: torch.Tensor, grid: Grid, stride) -> FeatureMap:
-    """Local intensity of every voxel, one feature on grid; the surroundings are those of the cells, between them linear."""
-    _, around, spread, cells = _surroundings(*with_a_cell(image, grid, stride), tuple(stride))
+def voxel_intensity(image: torch.Tensor, grid: Grid, stride, radius: int = RADIUS) -> FeatureMap:
+    """Local intensity of every voxel, one feature on grid; the surroundings (`radius` voxels to each side) are the cells',
+    between them linear."""
+    _, around, spread, cells = _surroundings(*with_a_cell(image, grid, stride), tuple(stride), radius)
     values = image[None].float() - image.float().mean()
     values -= sample_grid(around, cells, grid)
     return FeatureMap(values.div_(sample_grid(spread, cells, grid)), grid)
 
 
-def _surroundings(image: torch.Tensor, grid: Grid, stride) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, Grid]:
+def _surroundings(image: torch.Tensor, grid: Grid, stride, voxels: int = RADIUS
+                  ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, Grid]:  # fmt: skip
     """m, M, and sqrt(V + FLAT mean V), (1, X', Y', Z') each, and the grid of the cells."""
     image = image[None].float()
     image = image - image.mean()  # a large offset would cost digits
     mean = F.avg_pool3d(image, stride, stride)
     squares = [F.avg_pool3d(slab.square(), stride, stride) for slab in image.split(SLAB * stride[0], dim=1)]
-    radius = [max(1, round(RADIUS / s)) for s in stride]
+    radius = [max(1, round(voxels / s)) for s in stride]
     around = _box_mean(mean, radius)
     variance = (_box_mean(torch.cat(squares, dim=1), radius) - around.square()).clamp_(min=0)
     spread = (variance + FLAT * variance.mean()).sqrt_().clamp_(min=torch.finfo(torch.float32).tiny)

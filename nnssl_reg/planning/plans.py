@@ -127,9 +127,9 @@ class RegistrationPlan:
     symmetric: bool  # also register moving to fixed from the last round on: the mean of one field and the inverse of the other
     init: str  # "auto", "identity", "center", "moments", "affine"
     voxel_iterations: int = (
-        20  # of Adam at every voxel, where local intensity tells more than MIND, see voxel_refinement; 0: none
+        30  # of Adam at every voxel, where local intensity tells more than MIND, see voxel_refinement; 0: none
     )
-    voxel_smoothness: float = 0.6  # weight of the diffusion regulariser there
+    voxel_smoothness: float = 0.3  # weight of the diffusion regulariser there
 
     @property
     def on_cells(self) -> dict[str, Any]:

@@ -7,7 +7,12 @@ from scipy.ndimage import gaussian_filter
 
 import nnssl_reg
 from nnssl_reg.commands import register_pair, voxel_refinement
-from nnssl_reg.geometry.image import Image
+from nnssl_reg.geometry.affine import AffineTransform
+from nnssl_reg.geometry.displacement import DisplacementField
+from nnssl_reg.geometry.grid import Grid
+from nnssl_reg.geometry.image import FeatureMap, Image
+from nnssl_reg.planning.image_plan import plan_images
+from nnssl_reg.registration.affine_init import InitialAlignment
 
 CELLS_OF_TWO = {"registration.iterations": 10, "features.mind_stride": (2, 2, 2)}
 QUICK = {"device": "cpu", "initial": "identity"}
@@ -39,3 +44,22 @@ def test_images_of_one_patient_are_refined_at_every_voxel_and_those_of_two_are_n
     found = [nnssl_reg.register(fixed, moving, **choices) for moving in (again, other)]
     assert ["refinement at voxels" in done.registered.seconds for done in found] == [True, False]
     assert [done.registered.contrast.one_patient for done in found] == [True, False]
+
+
+def test_two_patients_are_told_from_one_by_their_bodies_and_refined_less_firmly_by_wider_surroundings():
+    grid = Grid((12, 12, 12), np.eye(4))
+    plan, still = plan_images([grid]).registration, DisplacementField(torch.zeros(3, *grid.shape), grid)
+    start, random = InitialAlignment(AffineTransform.identity(), "identity", {}), torch.Generator().manual_seed(0)
+    body = torch.zeros(grid.shape)
+    body[3:9, 3:9, 3:9] = 1.0
+    fixed = Image(100 * body.numpy()[None], grid)
+    one, other = (FeatureMap(torch.where(body > 0, torch.rand(4, *grid.shape, generator=random), 9.0), grid) for _ in range(2))
+
+    def found(moving, agreement=1.2, bright=True, stride=(2, 2, 2)):
+        return voxel_refinement.voxel_refinement(plan, stride, agreement, bright, fixed, (one, moving), start, still)
+
+    again, two = found(one, 0.6), found(other)
+    assert again.one_patient and not two.one_patient and two.radius > again.radius
+    assert again.settings["smoothness"] > two.settings["smoothness"] == plan.voxel_smoothness
+    assert again.settings["iterations"] > two.settings["iterations"] == plan.voxel_iterations
+    assert found(other, agreement=0.9) is found(other, bright=False) is found(other, stride=(1, 1, 1)) is None

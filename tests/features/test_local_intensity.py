@@ -63,6 +63,16 @@ def test_voxels_that_are_cells_have_their_local_intensity_and_smaller_ones_vary_
     torch.testing.assert_close(voxel_intensity(-5 * image + 3, GRID, STRIDE).values, -voxels.values, atol=1e-4, rtol=0)
 
 
+def test_wider_surroundings_leave_more_of_large_shapes_and_as_little_of_how_an_image_is_scaled():
+    large = torch.zeros(GRID.shape)
+    large[: GRID.shape[0] // 2] = 1.0
+    near, wide = (voxel_intensity(large, GRID, STRIDE, radius).values[0] for radius in (2, 16))
+    inside = GRID.shape[0] // 4  # far from the edge, where near surroundings are alike
+    assert near[inside].abs().max() < 0.05 < 0.5 < wide[inside].min()
+    again = voxel_intensity(3 * large - 7, GRID, STRIDE, 16).values[0]
+    torch.testing.assert_close(again, wide, atol=1e-4, rtol=0)
+
+
 def test_a_flat_image_is_exactly_0_and_a_thin_one_has_a_cell():
     assert not local_intensity(torch.full(GRID.shape, 7.0), GRID, (2, 2, 2)).values.any()
     assert not voxel_intensity(torch.full(GRID.shape, 7.0), GRID, (2, 2, 2)).values.any()
