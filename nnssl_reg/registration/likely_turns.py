@@ -12,10 +12,11 @@ CELLS = 14  # along the fixed image's longest edge
 PEAKS = 2  # shifts of each turn
 
 
-def likelier_turns(fixed: FeatureMap, moving: FeatureMap, turns: Sequence, turned: Callable) -> list:
+def likelier_turns(fixed: FeatureMap, moving: FeatureMap, turns: Sequence, turned: Callable) -> list[tuple]:
     """Those of `turns`, the first of which does nothing, that resemble the fixed image more than that at their best shift.
 
-    The likeliest first. fixed, moving: MIND; turned: features and a turn -> the features of the image so turned.
+    Each with by how much its alignment_cost there is lower, the likeliest first. fixed, moving: MIND; turned: features and a
+    turn -> the features of the image so turned.
     """
     cell_mm = max(*fixed.grid.extent_mm, max(moving.grid.extent_mm) / 2) / CELLS  # a moving atlas may be much larger
     here, averaged = structure(in_cells(fixed, cell_mm)), in_cells(moving, cell_mm)
@@ -23,4 +24,4 @@ def likelier_turns(fixed: FeatureMap, moving: FeatureMap, turns: Sequence, turne
     shifts = likely_shifts(here, there, max(here.grid.spacing_mm), PEAKS)
     costs = [min([alignment_cost(here, there[i][0], shift) for shift in found], default=NO_OVERLAP_COST)
              for i, found in shifts.items()]  # fmt: skip
-    return [turns[i] for i in np.argsort(costs, kind="stable") if costs[i] < costs[0]]
+    return [(turns[i], costs[0] - costs[i]) for i in np.argsort(costs, kind="stable") if costs[i] < costs[0]]

@@ -1,11 +1,13 @@
 """A moving image whose header lies turned by right angles is found by what it shows, and the result is in its own world."""
 
 import logging
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from nnssl_reg.commands import pair_start
 from nnssl_reg.commands.pair_features import FeatureStore
 from nnssl_reg.commands.pair_start import turned_image
 from nnssl_reg.commands.register_pair import ImagePair, Side, register_pair
@@ -13,7 +15,9 @@ from nnssl_reg.evaluation.metrics import dice, label_ids, mean_of
 from nnssl_reg.evaluation.phantoms import make_phantom
 from nnssl_reg.geometry.affine import AffineTransform
 from nnssl_reg.geometry.grid import Grid
+from nnssl_reg.geometry.image import FeatureMap, Image
 from nnssl_reg.planning.image_plan import plan_images
+from nnssl_reg.registration.affine_init import InitialAlignment
 
 TURNS = {"on the side": [[0, -1, 0], [1, 0, 0], [0, 0, 1]],
          "axes in another order": [[0, 0, 1], [1, 0, 0], [0, 1, 0]]}  # fmt: skip
@@ -66,3 +70,21 @@ def test_a_turned_patient_is_found_and_the_field_leads_into_its_own_world(phanto
     assert apart.mean() < 3.0  # mm, voxels being 5 mm and the features' cells 10
     landed = done.inverse(done.moving.grid).apply_to_points(there[:, inside].T[::50].double().numpy())
     assert np.linalg.norm(landed - points[:, inside].T[::50].double().numpy(), axis=1).mean() < 1.0
+
+
+def test_of_two_turns_the_one_that_resembles_more_before_and_after_is_taken_and_none_that_hardly_gains(monkeypatch):
+    turns = [AffineTransform.about(rotation, (0.0, 0.0, 0.0)) for rotation in TURNS.values()]
+    image = FeatureMap(torch.zeros(12, 2, 2, 2), Grid((2, 2, 2), np.eye(4)))
+    seen = (Image(np.zeros((1, 2, 2, 2), np.float32), image.grid), image)
+    as_it_lies = InitialAlignment(AffineTransform.identity(), "affine", {"affine": 0.8})
+
+    def best(coarse, fine):
+        costs = iter(fine)
+        monkeypatch.setattr(pair_start, "likelier_turns", lambda *arguments: list(zip(turns, coarse)))
+        monkeypatch.setattr(pair_start, "initial_alignment",
+                            lambda *arguments: replace(as_it_lies, costs={"affine": next(costs)}))  # fmt: skip
+        return pair_start.better_turn(seen, seen, as_it_lies)
+
+    assert best((0.128, 0.033), (0.723, 0.712)) is turns[0]  # the other aligns a little better
+    assert best((0.05, 0.04), (0.79, 0.70)) is turns[1]
+    assert best((0.09, 0.04), (0.79, 0.79)) is None
