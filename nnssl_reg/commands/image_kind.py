@@ -28,11 +28,17 @@ def wanted_smoothing_mm(image: Image, ct: bool, most_mm: float) -> float:
     return smoothing_mm(share, image.grid.spacing_mm, most_mm)
 
 
-def body_cells(image: Image, cells: Grid) -> torch.Tensor:
-    """Which cells lie in the body, (X, Y, Z) bool; all of them if none does."""
+def body_cells(image: Image, cells: Grid, counted: torch.Tensor | None, device: torch.device) -> torch.Tensor:
+    """Which cells lie in the body, (X, Y, Z) bool on the device; all of them if none does.
+
+    counted: (X, Y, Z) bool, the cells that an image's mask leaves, None without one: no others then.
+    """
     mask = foreground_mask(image.array[0], guess_modality(image)).astype(np.uint8)[None]
     inside = torch.from_numpy(gather_nearest(mask, image.grid, cells.points_mm(), 0)[0] > 0)
-    return inside if inside.any() else torch.ones_like(inside)
+    body = (inside if inside.any() else torch.ones_like(inside)).to(device)
+    if counted is None:
+        return body
+    return body & counted if (body & counted).any() else counted
 
 
 def upright_image(image: Image) -> Image:

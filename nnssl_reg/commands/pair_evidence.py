@@ -12,9 +12,7 @@ from nnssl_reg.registration.feature_cost import mean_difference, warped_features
 def evidence_of(done: RegisteredPair, folding_percent: float) -> Evidence:
     """The measures over the fixed body, within its mask if there is one, at the cells of the fixed features."""
     fixed, moving = done.features
-    body = body_cells(done.fixed, fixed.grid).to(fixed.values.device)
-    if done.counted is not None:
-        body = body & done.counted if (body & done.counted).any() else done.counted
+    body = body_cells(done.fixed, fixed.grid, done.counted, fixed.values.device)
     aligned, meets = warped_features(fixed, moving, done.alignment.transform)
     warped, covered = warped_features(fixed, moving, done.alignment.transform, done.deformation)
     apart = float("nan") if done.apart_mm is None else _mean(done.apart_mm, body & covered)

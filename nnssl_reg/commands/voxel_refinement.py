@@ -34,17 +34,18 @@ class VoxelRefinement:
 
 
 def voxel_refinement(plan: RegistrationPlan, stride, agreement: float | None, bright: bool, fixed: Image, maps: Maps,
-                     alignment: InitialAlignment, field: DisplacementField) -> VoxelRefinement | None:  # fmt: skip
+                     alignment: InitialAlignment, field: DisplacementField, counted: torch.Tensor | None
+                     ) -> VoxelRefinement | None:  # fmt: skip
     """How a field found on maps, of cells of `stride` voxels, is refined at the voxels; None: it is not.
 
     bright: whether local intensity is among the features; agreement: see contrast_agreement. Where it tells more than MIND, the
-    field is refined as planned; where hardly any difference of features is left in the body of `fixed`, as between images of
-    one patient, more firmly, and by what is nearer.
+    field is refined as planned; where hardly any difference of features is left in the body of `fixed` (where `counted`, see
+    body_cells), as between images of one patient, more firmly, and by what is nearer.
     """
     if not bright or plan.voxel_iterations == 0 or max(stride) == 1:
         return None
     warped, covered = warped_features(*maps, alignment.transform, field)
-    body = body_cells(fixed, maps[0].grid).to(covered.device)  # backgrounds are alike in all patients
+    body = body_cells(fixed, maps[0].grid, counted, covered.device)  # backgrounds are alike in all patients
     steps = {"learning_rate": plan.learning_rate / 2, "smoothing_passes": plan.smoothing_passes}
     if mean_difference(maps[0], warped, covered & body) <= ONE_PATIENT:
         firmly = {"iterations": LONGER * plan.voxel_iterations, "smoothness": FIRMER * plan.voxel_smoothness}

@@ -116,7 +116,7 @@ def test_the_refinement_at_voxels_sees_lungs(store_of, turned_grid, monkeypatch)
     )
     spread = []
     for _ in range(2):
-        seen = store.at_voxels(store.of("chest", "CT", look, image), "CT").values[0]
+        seen = store.at_voxels(store.of("chest", "CT", look, image), "CT", 8).values[0]
         spread.append(float(seen[:6].std() / seen[-6:].std()))
         monkeypatch.setattr(pair_features, "with_lungs", lambda values: (values, 1.0))
     assert spread[0] > 1.3 * spread[1]

@@ -56,7 +56,7 @@ def test_two_patients_are_told_from_one_by_their_bodies_and_refined_less_firmly_
     one, other = (FeatureMap(torch.where(body > 0, torch.rand(4, *grid.shape, generator=random), 9.0), grid) for _ in range(2))
 
     def found(moving, agreement=1.2, bright=True, stride=(2, 2, 2)):
-        return voxel_refinement.voxel_refinement(plan, stride, agreement, bright, fixed, (one, moving), start, still)
+        return voxel_refinement.voxel_refinement(plan, stride, agreement, bright, fixed, (one, moving), start, still, None)
 
     again, two = found(one, 0.6), found(other)
     assert again.one_patient and not two.one_patient and two.radius > again.radius
