@@ -181,7 +181,8 @@ def deform_pair(pair: ImagePair, store: FeatureStore, plan: RegistrationPlan, al
         other = _deformation(pair, tried, alignment, plan)
         bright = bool(other[1].median() < apart_mm.median())
         maps, (field, apart_mm, counted) = (tried, other) if bright else (maps, (field, apart_mm, counted))
-    finer = voxel_refinement(plan, store.plan.mind_stride, agreement, bright, fixed.image, maps, alignment, field, counted)
+    finer = voxel_refinement(plan, store.plan.mind_stride, agreement, bright, (fixed.image, moving.image), maps, alignment,
+                             field, counted)  # fmt: skip
     if finer is not None:
         clock.begin("refinement at voxels")
         voxels = tuple(store.at_voxels(found, side.channel, finer.radius) for found, side in zip((fixed, moving), sides))

@@ -12,7 +12,7 @@ from nnssl_reg.features.local_intensity import RADIUS, TELLS_MORE, WIDE
 from nnssl_reg.geometry.affine import AffineTransform
 from nnssl_reg.geometry.displacement import DisplacementField
 from nnssl_reg.geometry.grid import Grid
-from nnssl_reg.geometry.image import FeatureMap, Image
+from nnssl_reg.geometry.image import FeatureMap
 from nnssl_reg.geometry.sampling import gather_nearest
 from nnssl_reg.planning.plans import RegistrationPlan
 from nnssl_reg.registration.affine_init import InitialAlignment
@@ -21,6 +21,8 @@ from nnssl_reg.registration.feature_cost import mean_difference, warped_features
 
 ONE_PATIENT = 0.15  # of the features' difference is left, at most, between images of one; two patients had 0.25 and more
 FIRMER, LONGER = 4.0, 2  # the regulariser and the steps there: what differs between such images is noise more than shape
+CUT = 0.2  # of a body's largest cross-section, at an end of the field of view, from which on it is cut there
+BY_NEAR = 2.0  # times the regulariser where surroundings are not wide
 Maps = tuple[FeatureMap, FeatureMap]
 
 
@@ -33,26 +35,35 @@ class VoxelRefinement:
     one_patient: bool
 
 
-def voxel_refinement(plan: RegistrationPlan, stride, agreement: float | None, bright: bool, fixed: Image, maps: Maps,
+def voxel_refinement(plan: RegistrationPlan, stride, agreement: float | None, bright: bool, images, maps: Maps,
                      alignment: InitialAlignment, field: DisplacementField, counted: torch.Tensor | None
                      ) -> VoxelRefinement | None:  # fmt: skip
     """How a field found on maps, of cells of `stride` voxels, is refined at the voxels; None: it is not.
 
-    bright: whether local intensity is among the features; agreement: see contrast_agreement. Where it tells more than MIND, the
-    field is refined as planned; where hardly any difference of features is left in the body of `fixed` (where `counted`, see
-    body_cells), as between images of one patient, more firmly, and by what is nearer.
+    bright: whether local intensity is among the features; agreement: see contrast_agreement; images: fixed and moving. Where it
+    tells more than MIND, the field is refined as planned; where hardly any difference of features is left in the fixed body
+    (where `counted`, see body_cells), as between images of one patient, more firmly. They are wide only where no body is
+    cut: at a cut they end, while in the other image they go on.
     """
     if not bright or plan.voxel_iterations == 0 or max(stride) == 1:
         return None
     warped, covered = warped_features(*maps, alignment.transform, field)
-    body = body_cells(fixed, maps[0].grid, counted, covered.device)  # backgrounds are alike in all patients
+    body = body_cells(images[0], maps[0].grid, counted, covered.device)  # backgrounds are alike in all patients
     steps = {"learning_rate": plan.learning_rate / 2, "smoothing_passes": plan.smoothing_passes}
     if mean_difference(maps[0], warped, covered & body) <= ONE_PATIENT:
         firmly = {"iterations": LONGER * plan.voxel_iterations, "smoothness": FIRMER * plan.voxel_smoothness}
         return VoxelRefinement(steps | firmly, RADIUS, True)
     if agreement < TELLS_MORE:
         return None
-    return VoxelRefinement(steps | {"iterations": plan.voxel_iterations, "smoothness": plan.voxel_smoothness}, WIDE, False)
+    near = is_cut(body) or is_cut(body_cells(images[1], maps[1].grid, None, covered.device))
+    steps |= {"iterations": plan.voxel_iterations, "smoothness": plan.voxel_smoothness * (BY_NEAR if near else 1)}
+    return VoxelRefinement(steps, RADIUS if near else WIDE, False)
+
+
+def is_cut(body: torch.Tensor) -> bool:
+    """Whether a body (X, Y, Z) bool goes on beyond its field of view."""
+    areas = [body.sum(dim=[a for a in range(3) if a != axis]) for axis in range(3)]
+    return any(int(max(area[0], area[-1])) >= CUT * int(area.max()) for area in areas)
 
 
 def refined_at_voxels(pair, voxels: Maps, maps: Maps, field: DisplacementField, alignment: InitialAlignment,

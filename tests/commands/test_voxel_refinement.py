@@ -56,10 +56,22 @@ def test_two_patients_are_told_from_one_by_their_bodies_and_refined_less_firmly_
     one, other = (FeatureMap(torch.where(body > 0, torch.rand(4, *grid.shape, generator=random), 9.0), grid) for _ in range(2))
 
     def found(moving, agreement=1.2, bright=True, stride=(2, 2, 2)):
-        return voxel_refinement.voxel_refinement(plan, stride, agreement, bright, fixed, (one, moving), start, still, None)
+        return voxel_refinement.voxel_refinement(
+            plan, stride, agreement, bright, (fixed, fixed), (one, moving), start, still, None
+        )
 
     again, two = found(one, 0.6), found(other)
     assert again.one_patient and not two.one_patient and two.radius > again.radius
     assert again.settings["smoothness"] > two.settings["smoothness"] == plan.voxel_smoothness
     assert again.settings["iterations"] > two.settings["iterations"] == plan.voxel_iterations
     assert found(other, agreement=0.9) is found(other, bright=False) is found(other, stride=(1, 1, 1)) is None
+
+
+def test_a_body_is_cut_where_it_goes_on_beyond_the_field_of_view_and_not_where_it_only_touches():
+    body = torch.zeros(12, 12, 12, dtype=torch.bool)
+    body[3:9, 3:9, 3:9] = True
+    assert not voxel_refinement.is_cut(body)
+    body[9:, 5:7, 5:7] = True  # a ninth of the largest cross-section
+    assert not voxel_refinement.is_cut(body)
+    for axis in range(3):
+        assert voxel_refinement.is_cut(body.narrow(axis, 0, 7)) and voxel_refinement.is_cut(body.narrow(axis, 5, 7))
