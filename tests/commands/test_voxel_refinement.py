@@ -55,15 +55,17 @@ def test_two_patients_are_told_from_one_by_their_bodies_and_refined_less_firmly_
     fixed = Image(100 * body.numpy()[None], grid)
     one, other = (FeatureMap(torch.where(body > 0, torch.rand(4, *grid.shape, generator=random), 9.0), grid) for _ in range(2))
 
-    def found(moving, agreement=1.2, bright=True, stride=(2, 2, 2)):
+    def found(moving, agreement=1.2, bright=True, stride=(2, 2, 2), there=fixed):
         return voxel_refinement.voxel_refinement(
-            plan, stride, agreement, bright, (fixed, fixed), (one, moving), start, still, None
+            plan, stride, agreement, bright, (fixed, there), (one, moving), start, still, None
         )
 
     again, two = found(one, 0.6), found(other)
     assert again.one_patient and not two.one_patient and two.radius > again.radius
     assert again.settings["smoothness"] > two.settings["smoothness"] == plan.voxel_smoothness
     assert again.settings["iterations"] > two.settings["iterations"] == plan.voxel_iterations
+    cut = found(other, there=Image(np.roll(fixed.array, 3, axis=3), grid))  # at the upper end of the moving image
+    assert cut.radius == again.radius and cut.settings["smoothness"] > two.settings["smoothness"] and not cut.one_patient
     assert found(other, agreement=0.9) is found(other, bright=False) is found(other, stride=(1, 1, 1)) is None
 
 
