@@ -1,5 +1,6 @@
 """The files of one registered pair: warped image and label, transforms, a sidecar that explains them, a picture."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
@@ -8,13 +9,14 @@ import numpy as np
 from tqdm import tqdm
 
 from nnssl_reg.commands import pair_transforms
-from nnssl_reg.commands.pair_evidence import evidence_of
+from nnssl_reg.commands.pair_evidence import Agreement, agreement_of, evidence_of
 from nnssl_reg.commands.pair_report import write_pictures
 from nnssl_reg.commands.pair_transforms import FIELD_AND_COMPOSITE, Exports, WrittenTransforms, write_transforms
 from nnssl_reg.commands.register_pair import RegisteredPair
 from nnssl_reg.evaluation.figures import registration_figure
 from nnssl_reg.evaluation.summary import Scores, judge, scores_told, with_confidence
 from nnssl_reg.geometry.host_memory import peak_bytes
+from nnssl_reg.geometry.image import Image
 from nnssl_reg.imageio.images import write_image
 from nnssl_reg.imageio.json_files import write_json
 from nnssl_reg.imageio.pairs import Pair
@@ -36,30 +38,40 @@ def write_pair(folder: Path, pair: Pair, done: RegisteredPair, settings: dict, s
     """Write everything about a pair into `folder`, the sidecar last, and return its scores."""
     files = {"warped": f"{pair.id}_warped.nii.gz"}
     warped = done.field.warp(done.moving)
-    write_image(folder / files["warped"], warped)
-    warped_label = None
-    if done.moving_label is not None:
-        files["warped_label"] = f"{pair.id}_warped_label.nii.gz"
-        warped_label = done.field.warp(done.moving_label)
-        write_image(folder / files["warped_label"], warped_label)
-    written = write_transforms(folder, pair, done, warped, exports)
-    files |= written.files
+    with ThreadPoolExecutor(1, "transforms") as beside:  # packing and SimpleITK let go of Python's lock
+        transforms = beside.submit(write_transforms, folder, pair, done, warped, exports)
+        write_image(folder / files["warped"], warped)
+        warped_label = None
+        if done.moving_label is not None:
+            files["warped_label"] = f"{pair.id}_warped_label.nii.gz"
+            warped_label = done.field.warp(done.moving_label)
+            write_image(folder / files["warped_label"], warped_label)
+        scores = judge(done.field, done.fixed_label, done.moving_label, warped_label, done.landmarks, exports.learn2reg)
+        agreement = agreement_of(done)
+        scores = with_confidence(scores, evidence_of(done, agreement, scores.folding_percent))
+        if figures:
+            files |= _write_figures(folder, pair, done, agreement, (warped, warped_label), scores)
+        written = transforms.result()
     tqdm.write(f"{pair.id}: {written.in_words()}")
-    scores = judge(done.field, done.fixed_label, done.moving_label, warped_label, done.landmarks, exports.learn2reg)
-    scores = with_confidence(scores, evidence_of(done, scores.folding_percent))
-    if figures:
-        files["picture"] = f"{pair.id}.png"
-        aligned = done.alignment.transform.as_field(done.fixed.grid)
-        labels = {}
-        if done.fixed_label is not None and done.moving_label is not None:
-            labels = {"fixed_label": done.fixed_label, "moving_label": aligned.warp(done.moving_label),
-                      "warped_label": warped_label}  # fmt: skip
-        title = _title(pair, done, scores)
-        before = aligned.warp(done.moving)
-        registration_figure(folder / files["picture"], done.fixed, before, warped, done.field, title, **labels)
-        files["report"] = write_pictures(folder, pair.id, done, before, labels.get("moving_label"), warped, warped_label)
+    files |= written.files
     write_json(folder / f"{pair.id}.json", _sidecar(pair, done, settings, seconds, scores, files, written))
     return scores
+
+
+def _write_figures(folder: Path, pair: Pair, done: RegisteredPair, agreement: Agreement,
+                   warped: tuple[Image, Image | None], scores: Scores) -> dict[str, str]:  # fmt: skip
+    """Write the picture of a pair and those of its report; returns the files' names. warped: image and label."""
+    aligned, labels = done.alignment.transform.as_field(done.fixed.grid), {}
+    before, before_label = aligned.warp(done.moving), None
+    if done.fixed_label is not None and done.moving_label is not None:
+        before_label = aligned.warp(done.moving_label)
+        labels = {"fixed_label": done.fixed_label, "moving_label": before_label, "warped_label": warped[1]}
+    del aligned  # as large as three images
+    picture = f"{pair.id}.png"
+    title = _title(pair, done, scores)
+    registration_figure(folder / picture, done.fixed, before, warped[0], done.field, title, **labels)
+    report = write_pictures(folder, pair.id, done, agreement.features, (before, before_label), warped)
+    return {"picture": picture, "report": report}
 
 
 def _title(pair: Pair, done: RegisteredPair, scores: Scores) -> str:

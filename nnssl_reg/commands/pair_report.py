@@ -13,21 +13,21 @@ from nnssl_reg.evaluation.report_images import PairImages, PairPictures, pair_pi
 from nnssl_reg.evaluation.summary import PairResult
 from nnssl_reg.geometry.image import FeatureMap, Image
 from nnssl_reg.imageio.json_files import atomic_path, read_dataclass, read_json, write_json
-from nnssl_reg.registration.feature_cost import warped_features
 
 log = logging.getLogger("nnssl_reg")
 ENDING = "_pictures.json"
 
 
-def write_pictures(folder: Path, pair_id: str, done: RegisteredPair, before: Image, before_label: Image | None,
-                   warped: Image, warped_label: Image | None) -> str:  # fmt: skip
-    """Write the pictures of a pair and return the file's name. before: the moving image after the initial alignment."""
-    fixed, moving = done.features
-    start = done.alignment.transform
-    maps = (fixed, warped_features(fixed, moving, start)[0], warped_features(fixed, moving, start, done.deformation)[0])
-    apart = None if done.apart_mm is None else Image(done.apart_mm.cpu().numpy()[None], fixed.grid)
-    images = PairImages(done.fixed, before, warped, done.field, done.fixed_label, before_label, warped_label,
-                        tuple(FeatureMap(torch.nan_to_num(m.values.float().cpu()), m.grid) for m in maps), apart)  # fmt: skip
+def write_pictures(folder: Path, pair_id: str, done: RegisteredPair, features: Sequence[FeatureMap],
+                   before: tuple[Image, Image | None], warped: tuple[Image, Image | None]) -> str:  # fmt: skip
+    """Write the pictures of a pair and return the file's name.
+
+    features: of fixed, before, warped, at the fixed cells; before: the moving image and label after the initial alignment.
+    """
+    apart = None if done.apart_mm is None else Image(done.apart_mm.cpu().numpy()[None], done.features[0].grid)
+    shown = tuple(FeatureMap(torch.nan_to_num(m.values.float().cpu()), m.grid) for m in features)
+    images = PairImages(done.fixed, before[0], warped[0], done.field, done.fixed_label, before[1], warped[1], shown,
+                        apart)  # fmt: skip
     write_json(folder / f"{pair_id}{ENDING}", pair_pictures(images))
     return f"{pair_id}{ENDING}"
 

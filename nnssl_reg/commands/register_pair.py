@@ -15,6 +15,7 @@ from nnssl_reg.features.local_intensity import AGREES
 from nnssl_reg.geometry.affine import AffineTransform
 from nnssl_reg.geometry.displacement import DisplacementField
 from nnssl_reg.geometry.grid import Grid
+from nnssl_reg.geometry.host_memory import give_back_free_pages
 from nnssl_reg.geometry.image import FeatureMap, Image
 from nnssl_reg.planning.plans import RegistrationPlan
 from nnssl_reg.registration.affine_init import InitialAlignment
@@ -228,6 +229,7 @@ class _Clock:
 
     def end(self) -> None:
         if self._name is not None:
+            give_back_free_pages()  # or what a stage has freed would lie idle beside what the next one takes
             self.seconds[self._name] = round(time.perf_counter() - self._began, 3)
         self._name = None
 

@@ -12,7 +12,8 @@ from nnssl_reg.geometry.sampling import sample_displaced, sample_grid, sample_po
 from nnssl_reg.geometry.threads import on_threads
 from nnssl_reg.geometry.triton_devices import runs_triton
 
-_INVERTED_MM = 1e-3  # an inverse that misses by less is done; float32 positions are good to some 1e-4
+_INVERTED_MM = 1e-4  # an inverse that misses by less is done
+_FLOAT32_MM = 1e-3  # to which positions in float32 are good
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,33 +57,34 @@ class DisplacementField:
         beyond = sample_displaced(after.vectors_mm, after.grid, self.vectors_mm, self.grid)
         return DisplacementField(beyond.add_(self.vectors_mm), self.grid)
 
-    def inverse(self, grid: Grid, iterations: int = 30) -> "DisplacementField":
+    def inverse(self, grid: Grid, iterations: int = 30, within_mm: float = _INVERTED_MM) -> "DisplacementField":
         """The field on the moving image's grid that leads back, by fixed-point iteration around the field's affine part.
 
         After Chen et al. 2008, whose full steps converge where the rest without the affine part has a slope below 1; steps that
-        overshoot are halved, which stronger fields need. A fold has no inverse.
+        overshoot are halved, which stronger fields need. It ends where it misses by less than within_mm along each axis. A fold
+        has no inverse.
         """
         vectors = torch.empty(3, *grid.shape, dtype=self.vectors_mm.dtype, device=self.vectors_mm.device)
-        way, enough = (np.linalg.inv(self.grid.affine), np.array(grid.affine), self._way_back()), _INVERTED_MM / 10
+        way = np.linalg.inv(self.grid.affine), np.array(grid.affine), self._way_back()
         if vectors.device.type == "cpu":
             own, out = self.vectors_mm.contiguous().numpy(), vectors.numpy()
-            on_threads(invert_lattice, grid.shape[0], own, *way, enough, iterations, out)
+            on_threads(invert_lattice, grid.shape[0], own, *way, within_mm, iterations, out)
             return DisplacementField(vectors, grid)
         if runs_triton(vectors.device) and vectors.dtype == torch.float32:
             from nnssl_reg.geometry import inverse_triton
 
-            found = inverse_triton.invert_lattice(self.vectors_mm, *way, enough, iterations, grid.shape)
+            found = inverse_triton.invert_lattice(self.vectors_mm, *way, within_mm, iterations, grid.shape)
             return DisplacementField(found, grid)
         for start, stop in slabs(grid.shape):
             points = grid.points_mm(start, stop, vectors.device)
-            vectors[:, start:stop] = self._inverse_of(points, iterations) - points
+            vectors[:, start:stop] = self._inverse_of(points, iterations, max(within_mm, _FLOAT32_MM)) - points
         return DisplacementField(vectors, grid)
 
     def inverse_points(self, points_mm, iterations: int = 50) -> np.ndarray:
         """Moving points (N, 3) RAS mm -> the fixed points they correspond to, (N, 3) float64; the way of `inverse`."""
         points = torch.as_tensor(np.asarray(points_mm, dtype=np.float64).T)
         field = DisplacementField(self.vectors_mm.cpu().double(), self.grid)
-        return field._inverse_of(points, iterations).T.numpy()
+        return field._inverse_of(points, iterations, 1e-9).T.numpy()
 
     def affine_part(self) -> np.ndarray:
         """The affine map nearest to p -> p + vectors_mm(p) over the grid (least squares), (4, 4) float64."""
@@ -106,16 +108,15 @@ class DisplacementField:
         back = np.linalg.inv(affine)
         return np.where(np.abs(back - np.eye(4)) < 1e-9, np.eye(4), back)  # no motion has no rounding either
 
-    def _inverse_of(self, points_mm: torch.Tensor, iterations: int) -> torch.Tensor:
+    def _inverse_of(self, points_mm: torch.Tensor, iterations: int, within_mm: float) -> torch.Tensor:
         """The fixed points (3, ...) that this field leads to points_mm (3, ...)."""
         back = torch.as_tensor(self._way_back()).to(points_mm)
         guess = torch.einsum("ij,j...->i...", back[:3, :3], points_mm) + back[:3, 3].view(3, *[1] * (points_mm.ndim - 1))
-        enough = _INVERTED_MM if points_mm.dtype == torch.float32 else 1e-6 * _INVERTED_MM
         kept, off = guess, points_mm - guess - sample_points(self.vectors_mm, self.grid, guess)
         step = torch.ones_like(points_mm[0])  # of each point
         for _ in range(iterations):
             guess = kept + step * torch.einsum("ij,j...->i...", back[:3, :3], off)
-            if off.abs().max() < enough:
+            if off.abs().max() < within_mm:
                 break
             missing = points_mm - guess - sample_points(self.vectors_mm, self.grid, guess)
             better = missing.square().sum(0) < off.square().sum(0)

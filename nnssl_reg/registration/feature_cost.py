@@ -4,8 +4,9 @@ import torch
 
 from nnssl_reg.geometry.affine import AffineTransform
 from nnssl_reg.geometry.displacement import DisplacementField
+from nnssl_reg.geometry.grid import Grid
 from nnssl_reg.geometry.image import FeatureMap
-from nnssl_reg.geometry.sampling import inside, sample_voxels, to_voxels
+from nnssl_reg.geometry.sampling import sample_displaced, sample_grid
 from nnssl_reg.registration.cells import feature_scale
 
 
@@ -16,12 +17,18 @@ def warped_features(
 
     deformation: before the initial transform, as convex_adam gives it; None: the initial transform alone.
     """
-    points = fixed.grid.points_mm(device=moving.values.device)
-    if deformation is not None:
-        points = points + deformation.on(fixed.grid).vectors_mm
-    position = to_voxels(initial.apply_dense(points), moving.grid)
-    values = sample_voxels(moving.values.float(), position)
-    return FeatureMap(values, fixed.grid), inside(position, moving.grid.shape)
+    values = moving.values.float()
+    everywhere = values.new_ones(1, *moving.grid.shape)
+    placed = Grid(fixed.grid.shape, initial.matrix @ fixed.grid.affine)  # the fixed cells in the moving world
+    if deformation is None:
+        warped, covered = (sample_grid(v, moving.grid, placed, fill) for v, fill in ((values, None), (everywhere, 0.0)))
+    else:
+        linear = torch.as_tensor(initial.matrix[:3, :3].copy(), dtype=torch.float32, device=values.device)
+        vectors = torch.einsum("ij,jxyz->ixyz", linear, deformation.on(fixed.grid).vectors_mm)
+        warped, covered = (
+            sample_displaced(v, moving.grid, vectors, placed, fill) for v, fill in ((values, None), (everywhere, 0.0))
+        )
+    return FeatureMap(warped, fixed.grid), covered[0] > 0.5
 
 
 def mean_difference(fixed: FeatureMap, warped: FeatureMap, where: torch.Tensor) -> float:

@@ -7,7 +7,7 @@ import torch
 
 from nnssl_reg.geometry.affine import AffineTransform
 from nnssl_reg.geometry.image import FeatureMap
-from nnssl_reg.geometry.sampling import inside, sample_voxels, to_voxels
+from nnssl_reg.registration.feature_cost import warped_features
 
 MINIMUM_OVERLAP = 0.15  # share of one image's structure that a transform must bring to overlap to be considered
 NO_OVERLAP_COST = 2.0  # as if every structure were met by its opposite
@@ -39,9 +39,8 @@ def alignment_cost(fixed: FeatureMap, moving: FeatureMap, transform: AffineTrans
     which more does (so that a part of a patient finds its place in the whole). The root is what the uncertainty of r asks for.
     NO_OVERLAP_COST where o is below MINIMUM_OVERLAP.
     """
-    position = to_voxels(transform.apply_dense(fixed.grid.points_mm(device=fixed.values.device)), moving.grid)
-    valid = inside(position, moving.grid.shape)
-    there, here = sample_voxels(moving.values, position)[:, valid], fixed.values[:, valid]
+    warped, valid = warped_features(fixed, moving, transform)
+    there, here = warped.values[:, valid], fixed.values[:, valid]
     size = abs(np.linalg.det(transform.matrix[:3, :3])) * float(
         np.prod(fixed.grid.spacing_mm) / np.prod(moving.grid.spacing_mm)
     )
