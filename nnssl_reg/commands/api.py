@@ -15,7 +15,8 @@ from nnssl_reg.commands.pair_features import Model
 from nnssl_reg.commands.pair_memory import check_memory
 from nnssl_reg.commands.pair_outputs import write_pair
 from nnssl_reg.commands.pair_reader import check_names, checked_mask
-from nnssl_reg.commands.register_pair import ImagePair, RegisteredPair, Side, register_pair
+from nnssl_reg.commands.pair_types import ImagePair, RegisteredPair, Side
+from nnssl_reg.commands.register_pair import register_pair
 from nnssl_reg.commands.registration_setup import device_called, make_setup
 from nnssl_reg.evaluation.summary import Scores, judge
 from nnssl_reg.geometry.affine import AffineTransform

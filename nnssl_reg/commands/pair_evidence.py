@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from nnssl_reg.commands.image_kind import body_cells
-from nnssl_reg.commands.register_pair import RegisteredPair
+from nnssl_reg.commands.pair_types import RegisteredPair
 from nnssl_reg.evaluation.confidence import Evidence
 from nnssl_reg.geometry.image import FeatureMap
 from nnssl_reg.registration.feature_cost import mean_difference, warped_features

@@ -12,7 +12,7 @@ from nnssl_reg.commands import pair_transforms
 from nnssl_reg.commands.pair_evidence import Agreement, agreement_of, evidence_of
 from nnssl_reg.commands.pair_report import write_pictures
 from nnssl_reg.commands.pair_transforms import FIELD_AND_COMPOSITE, Exports, WrittenTransforms, write_transforms
-from nnssl_reg.commands.register_pair import RegisteredPair
+from nnssl_reg.commands.pair_types import RegisteredPair
 from nnssl_reg.evaluation.figures import registration_figure
 from nnssl_reg.evaluation.summary import Scores, judge, scores_told, with_confidence
 from nnssl_reg.geometry.host_memory import peak_bytes

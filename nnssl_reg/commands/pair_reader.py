@@ -10,7 +10,7 @@ import numpy as np
 
 from nnssl_reg.commands.image_kind import doubt_of
 from nnssl_reg.commands.pair_features import FeatureStore
-from nnssl_reg.commands.register_pair import ImagePair, Side
+from nnssl_reg.commands.pair_types import ImagePair, Side
 from nnssl_reg.geometry.image import Image
 from nnssl_reg.imageio.images import check_same_grid, count_volumes, read_labels
 from nnssl_reg.imageio.pairs import Pair, read_pair_landmarks

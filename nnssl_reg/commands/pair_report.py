@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from nnssl_reg.commands.register_pair import RegisteredPair
+from nnssl_reg.commands.pair_types import RegisteredPair
 from nnssl_reg.evaluation.report import ReportPair, affordable, report_html
 from nnssl_reg.evaluation.report_images import PairImages, PairPictures, pair_pictures
 from nnssl_reg.evaluation.summary import PairResult

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from nnssl_reg.commands.register_pair import RegisteredPair
+from nnssl_reg.commands.pair_types import RegisteredPair
 from nnssl_reg.evaluation.metrics import inverse_error_mm
 from nnssl_reg.geometry.displacement import DisplacementField
 from nnssl_reg.geometry.grid import Grid

@@ -3,121 +3,28 @@
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
-import torch
 
-from nnssl_reg.commands.pair_features import FeatureStore, Look
+from nnssl_reg.commands.pair_features import FeatureStore
 from nnssl_reg.commands.pair_start import found_start, seen_from, turned_back, turned_pair
+from nnssl_reg.commands.pair_types import Contrast, DeformedPair, ImagePair, RegisteredPair
 from nnssl_reg.commands.voxel_refinement import mask_of_cells, refined_at_voxels, voxel_refinement
 from nnssl_reg.features.local_intensity import AGREES
 from nnssl_reg.geometry.affine import AffineTransform
 from nnssl_reg.geometry.displacement import DisplacementField
 from nnssl_reg.geometry.grid import Grid
 from nnssl_reg.geometry.host_memory import give_back_free_pages
-from nnssl_reg.geometry.image import FeatureMap, Image
+from nnssl_reg.geometry.image import FeatureMap
 from nnssl_reg.planning.plans import RegistrationPlan
 from nnssl_reg.registration.affine_init import InitialAlignment
 from nnssl_reg.registration.convex_adam import register_features
-from nnssl_reg.registration.diffeomorphic import Diffeomorphism, diffeomorphic
-from nnssl_reg.registration.rigid_regions import RigidRegion, with_rigid_regions
+from nnssl_reg.registration.diffeomorphic import diffeomorphic
+from nnssl_reg.registration.rigid_regions import with_rigid_regions
 
 OnStage = Callable[[str], None]
 FAR_APART_MM = 500.0  # fields of view this far from overlapping hint at a wrong header
-
-
-@dataclass(frozen=True)
-class Side:
-    """One image of a pair, its label and mask on its grid.
-
-    name: its file, or what messages call it; channel: "CT", "MR", if known.
-    """
-
-    image: Image
-    name: str
-    channel: str | None = None
-    label: Image | None = None
-    mask: Image | None = None
-
-
-@dataclass(frozen=True)
-class ImagePair:
-    """A pair of images in memory, corresponding landmarks (N, 3) RAS mm of both, and how long reading them took.
-
-    rigid_mask: regions of the fixed image, on its grid, that shall move as rigid bodies.
-    """
-
-    fixed: Side
-    moving: Side
-    landmarks: tuple[np.ndarray, np.ndarray] | None = None
-    reading_seconds: float = 0.0
-    rigid_mask: Image | None = None
-
-
-@dataclass(frozen=True)
-class Contrast:
-    """agreement: of the contrasts of two images, see contrast_agreement; used: whether their local intensity was, therefore.
-
-    one_patient: whether a refinement at voxels found images so alike that they were taken for one patient's.
-    """
-
-    agreement: float
-    used: bool
-    one_patient: bool
-
-
-@dataclass(frozen=True)
-class RegisteredPair:
-    """What a registration found: moving point = initial(p + deformation(p)) for a fixed point p.
-
-    deformation: on a grid a little larger than the fixed image, as coarse as it was computed (with rigid regions: on the fixed
-    image's own); field: both, on the fixed image's own grid. features: of fixed and moving, as registered; apart_mm: at the
-    fixed feature cells, between the registrations of the two directions (X, Y, Z), None if only one was made.
-    counted: the fixed cells that its mask leaves, (X, Y, Z) bool, None without one. seconds: per stage.
-    contrast: None where local intensity was not wanted. look: with which both images were seen.
-    landmarks: of the fixed and of the moving image, (N, 3) RAS mm each, if there are any.
-    flow: the deformation and its inverse, if it was made diffeomorphic. rigid: the regions that move as rigid bodies.
-    """
-
-    fixed: Image
-    moving: Image
-    fixed_label: Image | None
-    moving_label: Image | None
-    alignment: InitialAlignment
-    deformation: DisplacementField
-    field: DisplacementField
-    features: tuple[FeatureMap, FeatureMap]
-    apart_mm: torch.Tensor | None
-    seconds: dict[str, float]
-    landmarks: tuple[np.ndarray, np.ndarray] | None = None
-    flow: Diffeomorphism | None = None
-    rigid: tuple[RigidRegion, ...] = ()
-    counted: torch.Tensor | None = None
-    contrast: Contrast | None = None
-    look: Look = Look("mind", 0.0)
-
-    def inverse(self, grid: Grid) -> DisplacementField:
-        """The field that leads moving points back to fixed points, on a grid in the moving world."""
-        if self.flow is None:
-            return self.field.inverse(grid)
-        back, device = self.alignment.transform.inverse().as_field(grid), self.flow.inverse.vectors_mm.device
-        return DisplacementField(back.vectors_mm.to(device), grid).compose(self.flow.inverse)
-
-
-@dataclass(frozen=True)
-class DeformedPair:
-    """The first part of a registration: see RegisteredPair. images: fixed and moving."""
-
-    images: tuple[Image, Image]
-    alignment: InitialAlignment
-    deformation: DisplacementField
-    features: tuple[FeatureMap, FeatureMap]
-    apart_mm: torch.Tensor | None
-    seconds: dict[str, float]
-    counted: torch.Tensor | None = None
-    contrast: Contrast | None = None
-    look: Look = Look("mind", 0.0)
 
 
 def register_pair(pair: ImagePair, store: FeatureStore, plan: RegistrationPlan, *, is_diffeomorphic: bool = False,
@@ -169,8 +76,8 @@ def deform_pair(pair: ImagePair, store: FeatureStore, plan: RegistrationPlan, al
     matches = None
     if store.needs_matches(look):
         clock.begin("first match")
-        found, _, _ = _deformation(pair, (fixed.mind, moving.mind), alignment, store.matching(look, plan))
-        matches = alignment.transform.after(found)
+        first, _, _ = _deformation(pair, (fixed.mind, moving.mind), alignment, store.matching(look, plan))
+        matches = alignment.transform.after(first)
     agreement = store.agreement(fixed, moving, matches)
     clock.begin("convex adam")
     bright = agreement is not None and agreement >= AGREES
@@ -182,17 +89,17 @@ def deform_pair(pair: ImagePair, store: FeatureStore, plan: RegistrationPlan, al
         other = _deformation(pair, tried, alignment, plan)
         bright = bool(other[1].median() < apart_mm.median())
         maps, (field, apart_mm, counted) = (tried, other) if bright else (maps, (field, apart_mm, counted))
-    finer = voxel_refinement(plan, store.plan.mind_stride, agreement, bright, (fixed.image, moving.image), maps, alignment,
-                             field, counted)  # fmt: skip
+    contrast = None if agreement is None else Contrast(agreement, bright, False)
+    images = fixed.image, moving.image
+    found = DeformedPair(images, alignment, field, maps, apart_mm, clock.seconds, counted, contrast, look)
+    finer = voxel_refinement(plan, store.plan.mind_stride, found)
     if finer is not None:
         clock.begin("refinement at voxels")
-        voxels = tuple(store.at_voxels(found, side.channel, finer.radius) for found, side in zip((fixed, moving), sides))
-        field = refined_at_voxels(pair, voxels, maps, field, alignment, finer.settings)
+        voxels = tuple(store.at_voxels(seen, side.channel, finer.radius) for seen, side in zip((fixed, moving), sides))
+        field = refined_at_voxels(pair, voxels, found, finer.settings)
+        contrast = replace(contrast, one_patient=finer.one_patient)
     clock.end()
-    deformation = field.on(_covering(field.grid, fixed.image.grid))
-    contrast = None if agreement is None else Contrast(agreement, bright, finer is not None and finer.one_patient)
-    return DeformedPair((fixed.image, moving.image), alignment, deformation, maps, apart_mm, clock.seconds, counted, contrast,
-                        look)  # fmt: skip
+    return replace(found, deformation=field.on(_covering(field.grid, fixed.image.grid)), contrast=contrast)
 
 
 def _deformation(pair: ImagePair, maps: tuple[FeatureMap, FeatureMap], alignment: InitialAlignment, plan: RegistrationPlan):

@@ -10,7 +10,7 @@ import numpy as np
 
 from nnssl_reg.commands.pair_features import FeatureStore
 from nnssl_reg.commands.pair_reader import check_names, read_pair
-from nnssl_reg.commands.register_pair import ImagePair
+from nnssl_reg.commands.pair_types import ImagePair
 from nnssl_reg.evaluation.known_pairs import make_known_pair
 from nnssl_reg.evaluation.metrics import label_ids
 from nnssl_reg.evaluation.tuning_score import LabelTruth, PointTruth, label_truth

@@ -8,6 +8,7 @@ import torch
 
 from nnssl_reg.commands.image_kind import body_cells
 from nnssl_reg.commands.pair_start import seen_from
+from nnssl_reg.commands.pair_types import DeformedPair, ImagePair, Side
 from nnssl_reg.features.local_intensity import RADIUS, TELLS_MORE, WIDE
 from nnssl_reg.geometry.affine import AffineTransform
 from nnssl_reg.geometry.displacement import DisplacementField
@@ -15,7 +16,6 @@ from nnssl_reg.geometry.grid import Grid
 from nnssl_reg.geometry.image import FeatureMap
 from nnssl_reg.geometry.sampling import gather_nearest
 from nnssl_reg.planning.plans import RegistrationPlan
-from nnssl_reg.registration.affine_init import InitialAlignment
 from nnssl_reg.registration.convex_adam import refine
 from nnssl_reg.registration.feature_cost import mean_difference, warped_features
 
@@ -23,7 +23,6 @@ ONE_PATIENT = 0.15  # of the features' difference is left, at most, between imag
 FIRMER, LONGER = 4.0, 2  # the regulariser and the steps there: what differs between such images is noise more than shape
 CUT = 0.2  # of a body's largest cross-section, at an end of the field of view, from which on it is cut there
 BY_NEAR = 2.0  # times the regulariser where surroundings are not wide
-Maps = tuple[FeatureMap, FeatureMap]
 
 
 @dataclass(frozen=True)
@@ -35,27 +34,25 @@ class VoxelRefinement:
     one_patient: bool
 
 
-def voxel_refinement(plan: RegistrationPlan, stride, agreement: float | None, bright: bool, images, maps: Maps,
-                     alignment: InitialAlignment, field: DisplacementField, counted: torch.Tensor | None
-                     ) -> VoxelRefinement | None:  # fmt: skip
-    """How a field found on maps, of cells of `stride` voxels, is refined at the voxels; None: it is not.
+def voxel_refinement(plan: RegistrationPlan, stride, found: DeformedPair) -> VoxelRefinement | None:
+    """How a field found on cells of `stride` voxels, which it is on, is refined at the voxels; None: it is not.
 
-    bright: whether local intensity is among the features; agreement: see contrast_agreement; images: fixed and moving. Where it
-    tells more than MIND, the field is refined as planned; where hardly any difference of features is left in the fixed body
-    (where `counted`, see body_cells), as between images of one patient, more firmly. They are wide only where no body is
-    cut: at a cut they end, while in the other image they go on.
+    Only with local intensity among the features. Where it tells more than MIND, the field is refined as planned; where hardly
+    any difference of features is left in the fixed body, as between images of one patient, more firmly. Surroundings are wide
+    only where no body is cut: at a cut they end, while in the other image they go on.
     """
-    if not bright or plan.voxel_iterations == 0 or max(stride) == 1:
+    if found.contrast is None or not found.contrast.used or plan.voxel_iterations == 0 or max(stride) == 1:
         return None
-    warped, covered = warped_features(*maps, alignment.transform, field)
-    body = body_cells(images[0], maps[0].grid, counted, covered.device)  # backgrounds are alike in all patients
+    (fixed, moving), images = found.features, found.images
+    warped, covered = warped_features(fixed, moving, found.alignment.transform, found.deformation)
+    body = body_cells(images[0], fixed.grid, found.counted, covered.device)  # backgrounds are alike in all patients
     steps = {"learning_rate": plan.learning_rate / 2, "smoothing_passes": plan.smoothing_passes}
-    if mean_difference(maps[0], warped, covered & body) <= ONE_PATIENT:
+    if mean_difference(fixed, warped, covered & body) <= ONE_PATIENT:
         firmly = {"iterations": LONGER * plan.voxel_iterations, "smoothness": FIRMER * plan.voxel_smoothness}
         return VoxelRefinement(steps | firmly, RADIUS, True)
-    if agreement < TELLS_MORE:
+    if found.contrast.agreement < TELLS_MORE:
         return None
-    near = is_cut(body) or is_cut(body_cells(images[1], maps[1].grid, None, covered.device))
+    near = is_cut(body) or is_cut(body_cells(images[1], moving.grid, None, covered.device))
     steps |= {"iterations": plan.voxel_iterations, "smoothness": plan.voxel_smoothness * (BY_NEAR if near else 1)}
     return VoxelRefinement(steps, RADIUS if near else WIDE, False)
 
@@ -66,22 +63,23 @@ def is_cut(body: torch.Tensor) -> bool:
     return any(int(max(area[0], area[-1])) >= CUT * int(area.max()) for area in areas)
 
 
-def refined_at_voxels(pair, voxels: Maps, maps: Maps, field: DisplacementField, alignment: InitialAlignment,
-                      settings: dict[str, Any]) -> DisplacementField:  # fmt: skip
-    """The field found on maps of an ImagePair refined on features of their voxels; settings: of a VoxelRefinement."""
-    centre = pair.fixed.image.grid.center_mm
+def refined_at_voxels(
+    pair: ImagePair, voxels: tuple[FeatureMap, FeatureMap], found: DeformedPair, settings: dict[str, Any]
+) -> DisplacementField:
+    """The field found of a pair refined on features of its voxels; settings: of a VoxelRefinement."""
+    centre, field = pair.fixed.image.grid.center_mm, found.deformation
     masks = [mask_of_cells(side, fine) for side, fine in zip((pair.fixed, pair.moving), voxels)]
     near = []
-    for fine, cells in zip(voxels, maps):  # rounded as the cells are, or they would part
+    for fine, cells in zip(voxels, found.features):  # rounded as the cells are, or they would part
         there = AffineTransform.translation((cells.grid.seen_from(centre).affine - cells.grid.affine)[:3, 3])
         near.append(FeatureMap(fine.values, Grid(fine.grid.shape, there.matrix @ fine.grid.affine)))
     start = DisplacementField(field.vectors_mm, field.grid.seen_from(centre))
-    near_start = seen_from(centre, alignment).transform
-    found = refine(*near, start, initial=near_start, fixed_mask=masks[0], moving_mask=masks[1], **settings)
-    return DisplacementField(found.vectors_mm, voxels[0].grid)
+    initial = seen_from(centre, found.alignment).transform
+    finer = refine(*near, start, initial=initial, fixed_mask=masks[0], moving_mask=masks[1], **settings)
+    return DisplacementField(finer.vectors_mm, voxels[0].grid)
 
 
-def mask_of_cells(side, cells: FeatureMap) -> torch.Tensor | None:
+def mask_of_cells(side: Side, cells: FeatureMap) -> torch.Tensor | None:
     """The mask of a Side's image as bool at the centres of feature cells (X, Y, Z)."""
     if side.mask is None:
         return None

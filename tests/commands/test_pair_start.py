@@ -10,7 +10,8 @@ import torch
 from nnssl_reg.commands import pair_start
 from nnssl_reg.commands.pair_features import FeatureStore
 from nnssl_reg.commands.pair_start import turned_image
-from nnssl_reg.commands.register_pair import ImagePair, Side, register_pair
+from nnssl_reg.commands.pair_types import ImagePair, Side
+from nnssl_reg.commands.register_pair import register_pair
 from nnssl_reg.evaluation.metrics import dice, label_ids, mean_of
 from nnssl_reg.evaluation.phantoms import make_phantom
 from nnssl_reg.geometry.affine import AffineTransform

@@ -11,7 +11,7 @@ import torch
 from nnssl_reg.commands import pair_transforms
 from nnssl_reg.commands.entry import main
 from nnssl_reg.commands.pair_transforms import Exports, write_transforms
-from nnssl_reg.commands.register_pair import RegisteredPair
+from nnssl_reg.commands.pair_types import RegisteredPair
 from nnssl_reg.evaluation.phantoms import rotation
 from nnssl_reg.geometry.affine import AffineTransform
 from nnssl_reg.geometry.displacement import DisplacementField

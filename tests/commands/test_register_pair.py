@@ -10,7 +10,8 @@ from scipy.spatial.distance import pdist
 
 from nnssl_reg.commands.pair_features import FeatureStore
 from nnssl_reg.commands.pair_reader import read_pair
-from nnssl_reg.commands.register_pair import ImagePair, Side, register_pair
+from nnssl_reg.commands.pair_types import ImagePair, Side
+from nnssl_reg.commands.register_pair import register_pair
 from nnssl_reg.evaluation.metrics import folding_percent
 from nnssl_reg.geometry.affine import AffineTransform
 from nnssl_reg.geometry.displacement import DisplacementField

@@ -7,6 +7,7 @@ from scipy.ndimage import gaussian_filter
 
 import nnssl_reg
 from nnssl_reg.commands import register_pair, voxel_refinement
+from nnssl_reg.commands.pair_types import Contrast, DeformedPair
 from nnssl_reg.geometry.affine import AffineTransform
 from nnssl_reg.geometry.displacement import DisplacementField
 from nnssl_reg.geometry.grid import Grid
@@ -56,9 +57,9 @@ def test_two_patients_are_told_from_one_by_their_bodies_and_refined_less_firmly_
     one, other = (FeatureMap(torch.where(body > 0, torch.rand(4, *grid.shape, generator=random), 9.0), grid) for _ in range(2))
 
     def found(moving, agreement=1.2, bright=True, stride=(2, 2, 2), there=fixed):
-        return voxel_refinement.voxel_refinement(
-            plan, stride, agreement, bright, (fixed, there), (one, moving), start, still, None
-        )
+        contrast = Contrast(agreement, bright, False)
+        looked = DeformedPair((fixed, there), start, still, (one, moving), None, {}, contrast=contrast)
+        return voxel_refinement.voxel_refinement(plan, stride, looked)
 
     again, two = found(one, 0.6), found(other)
     assert again.one_patient and not two.one_patient and two.radius > again.radius
