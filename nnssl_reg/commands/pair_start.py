@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from nnssl_reg.commands.pair_features import ImageFeatures
+from nnssl_reg.commands.pair_types import DeformedPair, ImagePair, Side
 from nnssl_reg.features.mind import turned_mind
 from nnssl_reg.geometry.affine import AffineTransform, right_angled_rotations
 from nnssl_reg.geometry.cropping import foreground_box
@@ -23,7 +24,9 @@ SURE = 0.6  # cost of alignment below which no turn is looked for: turned patien
 BETTER = 0.03  # of that cost: what a turn must gain; true ones gained 0.043 and more, false ones of patients as they lie 0.019
 
 
-def found_start(mode: str, sides, features) -> tuple[InitialAlignment, AffineTransform | None]:
+def found_start(
+    mode: str, sides: tuple[Side, Side], features: tuple[ImageFeatures, ImageFeatures]
+) -> tuple[InitialAlignment, AffineTransform | None]:
     """The initial alignment of two Sides with these ImageFeatures; in mode "auto" also a turn of the moving image, if needed.
 
     Both are found in worlds whose origin is the fixed image's centre: far from it float32 would lose digits, and differences
@@ -72,8 +75,8 @@ def degrees_of(turn: AffineTransform) -> int:
     return round(np.degrees(np.arccos(np.clip((np.trace(turn.matrix[:3, :3]) - 1) / 2, -1, 1))))
 
 
-def turned_pair(pair, turn: AffineTransform):
-    """An ImagePair with its moving image, label and mask turned; says so."""
+def turned_pair(pair: ImagePair, turn: AffineTransform) -> ImagePair:
+    """The pair with its moving image, label and mask turned; says so."""
     logging.getLogger("nnssl_reg").warning(
         "%s lies turned by %d degrees against %s, by what the two show, and is registered so. Check its header.",
         pair.moving.name, degrees_of(turn), pair.fixed.name)  # fmt: skip
@@ -83,8 +86,8 @@ def turned_pair(pair, turn: AffineTransform):
     return replace(pair, moving=replace(pair.moving, name=told, **turned))
 
 
-def turned_back(found, pair, turn: AffineTransform):
-    """What was found of a turned pair, a DeformedPair, as that of the pair as it is."""
+def turned_back(found: DeformedPair, pair: ImagePair, turn: AffineTransform) -> DeformedPair:
+    """What was found of a turned pair as that of the pair as it is."""
     back = turn.inverse()
     name = f"{found.alignment.name}, turned by {degrees_of(turn)} degrees"
     alignment = InitialAlignment(found.alignment.transform.then(back), name,
@@ -93,7 +96,7 @@ def turned_back(found, pair, turn: AffineTransform):
     return replace(found, images=(pair.fixed.image, pair.moving.image), alignment=alignment, features=features)
 
 
-def _seen(side, features: ImageFeatures, centre: np.ndarray) -> tuple[Image, FeatureMap]:
+def _seen(side: Side, features: ImageFeatures, centre: np.ndarray) -> tuple[Image, FeatureMap]:
     """A Side's image and the features that the initial alignment compares: of the box around the mask, if there is one.
 
     In canonical axes, for what samples every few voxels gives the same however a file is stored; centre: their origin.
