@@ -61,12 +61,11 @@ def write_pair(folder: Path, pair: Pair, done: RegisteredPair, settings: dict, s
 def _write_figures(folder: Path, pair: Pair, done: RegisteredPair, agreement: Agreement,
                    warped: tuple[Image, Image | None], scores: Scores) -> dict[str, str]:  # fmt: skip
     """Write the picture of a pair and those of its report; returns the files' names. warped: image and label."""
-    aligned, labels = done.alignment.transform.as_field(done.fixed.grid), {}
-    before, before_label = aligned.warp(done.moving), None
+    start, grid, labels = done.alignment.transform, done.fixed.grid, {}
+    before, before_label = start.warp(done.moving, grid), None
     if done.fixed_label is not None and done.moving_label is not None:
-        before_label = aligned.warp(done.moving_label)
+        before_label = start.warp(done.moving_label, grid)
         labels = {"fixed_label": done.fixed_label, "moving_label": before_label, "warped_label": warped[1]}
-    del aligned  # as large as three images
     picture = f"{pair.id}.png"
     title = _title(pair, done, scores)
     registration_figure(folder / picture, done.fixed, before, warped[0], done.field, title, **labels)

@@ -25,7 +25,9 @@ def dice(fixed: np.ndarray, warped: np.ndarray, labels: Iterable[int]) -> dict[i
     labels = sorted(labels)
     a, b = _numbered(fixed, labels), _numbered(warped, labels)
     n = len(labels) + 1
-    joint = np.bincount(a.ravel() * n + b.ravel(), minlength=n * n).reshape(n, n)
+    joint = np.zeros((n, n), dtype=np.int64)
+    for plane_a, plane_b in zip(a, b):  # one at a time, for indices take eight bytes each
+        joint += np.bincount(plane_a.ravel().astype(np.int64) * n + plane_b.ravel(), minlength=n * n).reshape(n, n)
     sizes = joint.sum(axis=0) + joint.sum(axis=1)
     return {label: float(2 * joint[i, i] / sizes[i]) if sizes[i] else float("nan") for i, label in enumerate(labels, 1)}
 
@@ -120,13 +122,13 @@ def _check_shapes(fixed: np.ndarray, warped: np.ndarray) -> None:
 
 def _numbered(array: np.ndarray, labels: list[int]) -> np.ndarray:
     """Ids replaced by 1, 2, ... in the order of `labels` (sorted), everything else by 0: small numbers for any ids."""
-    ids = np.asarray(labels or [0], dtype=np.int64)
+    ids, small = np.asarray(labels or [0], dtype=np.int64), np.min_scalar_type(len(labels))
     if min(int(array.min()), ids[0]) >= 0 and max(int(array.max()), ids[-1]) < 2**16:
-        table = np.zeros(2**16, dtype=np.int32)  # a look-up is several times faster than a search
+        table = np.zeros(2**16, dtype=small)  # a look-up is several times faster than a search
         table[labels] = np.arange(1, len(labels) + 1)
         return table[array]
     index = np.minimum(np.searchsorted(ids, array), len(ids) - 1)
-    return np.where((ids[index] == array) & bool(labels), index + 1, 0).astype(np.int32)
+    return np.where((ids[index] == array) & bool(labels), index + 1, 0).astype(small)
 
 
 def _surface_mm(numbered: np.ndarray, box, number: int, spacing_mm) -> np.ndarray:

@@ -8,6 +8,8 @@ import torch
 
 from nnssl_reg.geometry.displacement import DisplacementField
 from nnssl_reg.geometry.grid import Grid
+from nnssl_reg.geometry.image import Image
+from nnssl_reg.geometry.sampling import sample_grid, warp_nearest
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +65,14 @@ class AffineTransform:
     def then(self, other: "AffineTransform") -> "AffineTransform":
         """p -> other(self(p))."""
         return AffineTransform(other.matrix @ self.matrix)
+
+    def warp(self, moving: Image, grid: Grid) -> Image:
+        """The moving image on a (fixed) grid: what `as_field(grid).warp(moving)` gives, without the field."""
+        placed = Grid(grid.shape, self.matrix @ grid.affine)  # in the moving world
+        if moving.is_label:
+            return Image(warp_nearest(moving.array, moving.grid, None, placed, 0), grid)
+        values = torch.from_numpy(np.ascontiguousarray(moving.array))
+        return Image(sample_grid(values, moving.grid, placed, fill=float(moving.array.min())).numpy(), grid)
 
     def as_field(self, grid: Grid) -> DisplacementField:
         """This transform as a displacement field on a (fixed) grid."""

@@ -113,10 +113,11 @@ def warp_lattice_nearest(first, last, labels, vectors, linear, matrix, fill, out
     nx, ny, nz = out.shape
     flat = labels.reshape(-1)
     for x in range(first, last):
-        index, live, rows = np.empty(nz, np.int32), np.empty(nz, np.int32), np.empty((3, nz), np.float32)
+        index, live, rows = np.empty(nz, np.int32), np.empty(nz, np.int32), np.zeros((3, nz), np.float32)
         steps, fractions = np.empty((3, nz), np.int32), np.empty((3, nz), np.float32)
         for y in range(ny):
-            _displaced_row(vectors, linear, x, y, rows)
+            if vectors.shape[1] > 0:
+                _displaced_row(vectors, linear, x, y, rows)
             lattice_positions((rows[0], rows[1], rows[2]), x, y, matrix, labels.shape, index, steps, fractions, live)
             for z in range(nz):
                 cell = index[z]

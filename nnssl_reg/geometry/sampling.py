@@ -120,13 +120,14 @@ def sample_displaced(values: torch.Tensor, grid: Grid, vectors_mm: torch.Tensor,
     return out
 
 
-def warp_nearest(labels: np.ndarray, grid: Grid, vectors_mm: torch.Tensor, target: Grid, fill: int) -> np.ndarray:
-    """Labels (1, X, Y, Z) of any integer type at the voxels of target moved by vectors_mm; nearest, fill outside."""
+def warp_nearest(labels: np.ndarray, grid: Grid, vectors_mm: torch.Tensor | None, target: Grid, fill: int) -> np.ndarray:
+    """Labels (1, X, Y, Z) of any integer type at the voxels of target, moved by vectors_mm if there are any; nearest, fill
+    outside."""
     out = np.empty((1, *target.shape), dtype=labels.dtype)
-    if vectors_mm.device.type == "cpu" and vectors_mm.dtype == torch.float32:
-        vectors, fill = vectors_mm.contiguous().numpy(), labels.dtype.type(fill)
+    if vectors_mm is None or (vectors_mm.device.type == "cpu" and vectors_mm.dtype == torch.float32):
+        vectors = np.empty((3, 0, 0, 0), np.float32) if vectors_mm is None else vectors_mm.contiguous().numpy()
         values, maps = np.ascontiguousarray(labels[0]), _linear_and_matrix(target, grid)
-        on_threads(warp_lattice_nearest, target.shape[0], values, vectors, *maps, fill, out[0])
+        on_threads(warp_lattice_nearest, target.shape[0], values, vectors, *maps, labels.dtype.type(fill), out[0])
         return out
     for start, stop in slabs(target.shape):
         points = target.points_mm(start, stop, vectors_mm.device) + vectors_mm[:, start:stop]
@@ -205,7 +206,7 @@ def resample(image: Image, grid: Grid, fill: float | None = None) -> Image:
     fill: value outside the image's field of view (None: the nearest edge value). Returns an Image on `grid`.
     """
     if image.is_label:
-        return Image(warp_nearest(image.array, image.grid, torch.zeros(3, *grid.shape), grid, fill or 0), grid)
+        return Image(warp_nearest(image.array, image.grid, None, grid, fill or 0), grid)
     step_vox = np.abs(np.linalg.solve(image.grid.affine[:3, :3], grid.affine[:3, :3])).max(axis=1)
     sigma = [0.5 * math.sqrt(s * s - 1) if s > 1.01 else 0.0 for s in step_vox]  # FWHM close to the new voxel
     values = np.ascontiguousarray(image.array)

@@ -3,10 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import gaussian_filter
 
 from nnssl_reg.evaluation.phantoms import rotation
 from nnssl_reg.geometry.affine import AffineTransform, right_angled_rotations
 from nnssl_reg.geometry.displacement import DisplacementField
+from nnssl_reg.geometry.grid import Grid
+from nnssl_reg.geometry.image import Image
 
 
 @pytest.fixture
@@ -31,6 +34,21 @@ def test_chaining_and_inverting(turn):
     assert np.allclose(turn.then(shift).apply(POINTS), shift.apply(turn.apply(POINTS)))
     assert np.allclose(turn.then(turn.inverse()).apply(POINTS), POINTS)
     assert AffineTransform.identity().is_identity and not turn.is_identity
+
+
+@pytest.mark.parametrize("integer", [True, False])
+def test_an_image_is_warped_as_by_the_field_that_the_transform_is(turn, turned_grid, integer):
+    grid = turned_grid((9, 11, 12), (2, 3, 1), (10, 40, -20), (30, 0, -60))
+    source = turned_grid((20, 16, 18), (2, 2.5, 1.5), (5, 30, -15), (20, -8, -65))
+    source = Grid(source.shape, turn.matrix @ source.affine)  # so that they overlap
+    values = gaussian_filter(np.random.default_rng(2).standard_normal((1, *source.shape)), (0, 1, 1, 1)).astype(np.float32)
+    moving = Image((9 * (values > 0.1) + (values > 0)).astype(np.int16) if integer else values, source)
+    found, truth = turn.warp(moving, grid), turn.as_field(grid).warp(moving)
+    assert found.grid == grid and found.array.dtype == truth.array.dtype and len(np.unique(truth.array)) > 2
+    if integer:
+        assert (found.array != truth.array).mean() < 0.001  # by rounding, half way between two voxels
+    else:
+        assert np.abs(found.array - truth.array).max() < 1e-4
 
 
 def test_after_a_deformation_is_the_composition(turn, turned_grid):
