@@ -48,6 +48,7 @@ def register_pair(pair: ImagePair, store: FeatureStore, plan: RegistrationPlan, 
     clock.begin("field")
     field = alignment.transform.after(deformation, None if rigid else fixed.grid)
     clock.end()
+    give_back_free_pages()  # before the files are written
     return RegisteredPair(*found.images, pair.fixed.label, pair.moving.label, alignment, deformation, field, found.features,
                           found.apart_mm, clock.seconds, pair.landmarks, flow, rigid, found.counted,
                           found.contrast, found.look)  # fmt: skip
@@ -79,6 +80,7 @@ def deform_pair(pair: ImagePair, store: FeatureStore, plan: RegistrationPlan, al
         first, _, _ = _deformation(pair, (fixed.mind, moving.mind), alignment, store.matching(look, plan))
         matches = alignment.transform.after(first)
     agreement = store.agreement(fixed, moving, matches)
+    give_back_free_pages()  # or what is free by now would lie idle beside what the next stage takes
     clock.begin("convex adam")
     bright = agreement is not None and agreement >= AGREES
     context = None if bright else store.context(look, matches, (pair.fixed.channel, fixed), (pair.moving.channel, moving))
@@ -94,6 +96,7 @@ def deform_pair(pair: ImagePair, store: FeatureStore, plan: RegistrationPlan, al
     found = DeformedPair(images, alignment, field, maps, apart_mm, clock.seconds, counted, contrast, look)
     finer = voxel_refinement(plan, store.plan.mind_stride, found)
     if finer is not None:
+        give_back_free_pages()
         clock.begin("refinement at voxels")
         voxels = tuple(store.at_voxels(seen, side.channel, finer.radius) for seen, side in zip((fixed, moving), sides))
         field = refined_at_voxels(pair, voxels, found, finer.settings)
@@ -136,7 +139,6 @@ class _Clock:
 
     def end(self) -> None:
         if self._name is not None:
-            give_back_free_pages()  # or what a stage has freed would lie idle beside what the next one takes
             self.seconds[self._name] = round(time.perf_counter() - self._began, 3)
         self._name = None
 
