@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from nnssl_reg.commands import pair_outputs
 from nnssl_reg.commands import register as command
 from nnssl_reg.commands.arguments import COMMANDS
 from nnssl_reg.commands.entry import main
@@ -156,6 +157,20 @@ def test_a_pair_that_cannot_be_written_is_a_row_and_leaves_nothing(study, monkey
         return real(folder, pair, **more)
 
     monkeypatch.setattr(command, "write_pair", full)
+    assert register(study) == 1
+    assert [row["error"] for row in rows(study)] == ["", "No space left on device", ""]
+    assert not [path for path in (study / "out").iterdir() if "bc" in path.name]
+
+
+def test_transforms_that_cannot_be_written_beside_scores_and_pictures_leave_nothing(study, monkeypatch):
+    real = pair_outputs.write_transforms
+
+    def full(folder, pair, *more):
+        if pair.id == "bc":
+            raise OSError("No space left on device")
+        return real(folder, pair, *more)
+
+    monkeypatch.setattr(pair_outputs, "write_transforms", full)
     assert register(study) == 1
     assert [row["error"] for row in rows(study)] == ["", "No space left on device", ""]
     assert not [path for path in (study / "out").iterdir() if "bc" in path.name]
