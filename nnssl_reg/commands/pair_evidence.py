@@ -13,7 +13,7 @@ from nnssl_reg.registration.feature_cost import mean_difference, warped_features
 
 
 @dataclass(frozen=True, eq=False)
-class Agreement:
+class MetFeatures:
     """Features of fixed and moving at the fixed cells: fixed, moving after the initial alignment, moving after registration.
 
     meets, covered: where the moving image is after the initial alignment, and after registration, (X, Y, Z) bool.
@@ -24,26 +24,26 @@ class Agreement:
     covered: torch.Tensor
 
 
-def agreement_of(done: RegisteredPair) -> Agreement:
+def met_features(done: RegisteredPair) -> MetFeatures:
     """The features of a registered pair where they meet."""
     (fixed, moving), start = done.features, done.alignment.transform
     aligned, meets = warped_features(fixed, moving, start)
     warped, covered = warped_features(fixed, moving, start, done.deformation)
-    return Agreement((fixed, aligned, warped), meets, covered)
+    return MetFeatures((fixed, aligned, warped), meets, covered)
 
 
-def evidence_of(done: RegisteredPair, agreement: Agreement, folding_percent: float) -> Evidence:
+def evidence_of(done: RegisteredPair, met: MetFeatures, folding_percent: float) -> Evidence:
     """The measures over the fixed body, within its mask if there is one, at the cells of the fixed features."""
-    fixed, aligned, warped = agreement.features
+    fixed, aligned, warped = met.features
     body = body_cells(done.fixed, fixed.grid, done.counted, fixed.values.device)
-    apart = float("nan") if done.apart_mm is None else _mean(done.apart_mm, body & agreement.covered)
+    apart = float("nan") if done.apart_mm is None else _mean(done.apart_mm, body & met.covered)
     return Evidence(
         inconsistency_mm=apart,
         body_mm=float((int(body.sum()) * np.prod(fixed.grid.spacing_mm)) ** (1 / 3)),
-        feature_cost_initial=mean_difference(fixed, aligned, body & agreement.meets),
-        feature_cost=mean_difference(fixed, warped, body & agreement.covered),
+        feature_cost_initial=mean_difference(fixed, aligned, body & met.meets),
+        feature_cost=mean_difference(fixed, warped, body & met.covered),
         folding_percent=folding_percent,
-        overlap_percent=100 * _mean(agreement.covered.float(), body),
+        overlap_percent=100 * _mean(met.covered.float(), body),
     )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from tqdm import tqdm
 
 from nnssl_reg.commands import pair_transforms
-from nnssl_reg.commands.pair_evidence import Agreement, agreement_of, evidence_of
+from nnssl_reg.commands.pair_evidence import MetFeatures, evidence_of, met_features
 from nnssl_reg.commands.pair_report import write_pictures
 from nnssl_reg.commands.pair_transforms import FIELD_AND_COMPOSITE, Exports, WrittenTransforms, write_transforms
 from nnssl_reg.commands.pair_types import RegisteredPair
@@ -47,10 +47,10 @@ def write_pair(folder: Path, pair: Pair, done: RegisteredPair, settings: dict, s
             warped_label = done.field.warp(done.moving_label)
             write_image(folder / files["warped_label"], warped_label)
         scores = judge(done.field, done.fixed_label, done.moving_label, warped_label, done.landmarks, exports.learn2reg)
-        agreement = agreement_of(done)
-        scores = with_confidence(scores, evidence_of(done, agreement, scores.folding_percent))
+        met = met_features(done)
+        scores = with_confidence(scores, evidence_of(done, met, scores.folding_percent))
         if figures:
-            files |= _write_figures(folder, pair, done, agreement, (warped, warped_label), scores)
+            files |= _write_figures(folder, pair, done, met, (warped, warped_label), scores)
         written = transforms.result()
     tqdm.write(f"{pair.id}: {written.in_words()}")
     files |= written.files
@@ -58,7 +58,7 @@ def write_pair(folder: Path, pair: Pair, done: RegisteredPair, settings: dict, s
     return scores
 
 
-def _write_figures(folder: Path, pair: Pair, done: RegisteredPair, agreement: Agreement,
+def _write_figures(folder: Path, pair: Pair, done: RegisteredPair, met: MetFeatures,
                    warped: tuple[Image, Image | None], scores: Scores) -> dict[str, str]:  # fmt: skip
     """Write the picture of a pair and those of its report; returns the files' names. warped: image and label."""
     start, grid, labels = done.alignment.transform, done.fixed.grid, {}
@@ -69,7 +69,7 @@ def _write_figures(folder: Path, pair: Pair, done: RegisteredPair, agreement: Ag
     picture = f"{pair.id}.png"
     title = _title(pair, done, scores)
     registration_figure(folder / picture, done.fixed, before, warped[0], done.field, title, **labels)
-    report = write_pictures(folder, pair.id, done, agreement.features, (before, before_label), warped)
+    report = write_pictures(folder, pair.id, done, met.features, (before, before_label), warped)
     return {"picture": picture, "report": report}
 
 

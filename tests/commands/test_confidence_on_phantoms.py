@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from nnssl_reg import register
-from nnssl_reg.commands.pair_evidence import agreement_of, evidence_of
+from nnssl_reg.commands.pair_evidence import evidence_of, met_features
 from nnssl_reg.commands.pair_report import write_report
 from nnssl_reg.evaluation.metrics import folding_percent, tre_mm
 from nnssl_reg.evaluation.phantoms import make_phantom, random_grid, rotation
@@ -39,7 +39,7 @@ def judged() -> dict[str, tuple[Scores, float]]:
         done = register(fixed.image, moving.image, features="mind", initial=initial, device="cpu",
                         overrides={"registration.iterations": 30}).registered  # fmt: skip
         scores = with_confidence(
-            Scores(), evidence_of(done, agreement_of(done), folding_percent(done.field.jacobian_determinant()))
+            Scores(), evidence_of(done, met_features(done), folding_percent(done.field.jacobian_determinant()))
         )
         found[name] = scores, float(tre_mm(fixed.landmarks_mm, moving.landmarks_mm, done.field).mean())
     return found
