@@ -4,6 +4,8 @@ import numpy as np
 
 from nnssl_reg.geometry.threads import FAST, compiled, on_threads
 
+_at = np.uint64  # an unsigned index needs no check for being negative, without which loops become vectors
+_zero = np.float32(0)
 RUN = 1024  # values convolved together: a row of such runs stays in the second cache level
 
 
@@ -15,6 +17,41 @@ def mirrored(i, count):
 
 
 @compiled(fastmath=FAST)
+def weigh(source, start, stride, taps, out, into, count):
+    """Write `count` sums of flat source at `start` and steps of `stride` on to flat out; taps: a tuple, so that they unroll.
+
+    start, stride and into are of the type `_at`: numba would compile it anew for each that is a constant.
+    """
+    for i in range(count):
+        total = _zero
+        for t in range(len(taps)):
+            total += taps[t] * source[start + _at(t) * stride + _at(i)]
+        out[into + _at(i)] = total
+
+
+@compiled(fastmath=FAST)
+def copy_part(source, start, out, into, count):
+    for i in range(count):
+        out[into + _at(i)] = source[start + _at(i)]
+
+
+@compiled(fastmath=FAST)
+def weigh_middle(first, last, flat, start, count, inner, taps):
+    """Convolve the (count, inner) values of a flat array from `start` on along the first of both, mirrored at its outer faces.
+
+    first, last: of its runs; taps: a tuple, see `weigh`.
+    """
+    half = len(taps) // 2
+    padded = np.empty((count + 2 * half) * RUN, np.float32)
+    for run in range(first, last):
+        here, length = start + run * RUN, min(RUN, inner - run * RUN)
+        for n in range(-half, count + half):
+            copy_part(flat, _at(here + mirrored(n, count) * inner), padded, _at((n + half) * length), length)
+        for n in range(count):
+            weigh(padded, _at(n * length), _at(length), taps, flat, _at(here + n * inner), length)
+
+
+@compiled(fastmath=FAST)
 def _add_shifted(before, weight, out):
     for k in range(out.shape[0]):
         out[k] += weight * before[k]
@@ -22,7 +59,7 @@ def _add_shifted(before, weight, out):
 
 @compiled(fastmath=FAST)
 def _convolve_middle(first, last, values, taps, mirror):
-    """Convolve (A, N, B) along N."""
+    """Convolve (A, N, B) along N, in `runs` jobs for each of A, mirrored beyond the ends or else with the end's own value."""
     outer, count, inner = values.shape
     half, runs = taps.shape[0] // 2, (inner + RUN - 1) // RUN
     for job in range(first, last):

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from nnssl_reg.geometry.filters_cpu import mirrored
+from nnssl_reg.geometry.filters_cpu import copy_part, mirrored, weigh
 from nnssl_reg.geometry.lattice_cpu import lattice_positions
 from nnssl_reg.geometry.threads import FAST, compiled
 
@@ -140,30 +140,11 @@ def energy_gradient(first, last, fixed, moving, limits, field, matrix, weights, 
 
 
 @compiled(fastmath=FAST)
-def _weigh(source, start, stride, taps, out, into, count):
-    """Write `count` sums of flat source at `start` and steps of `stride` on to flat out; taps: a tuple, so that they unroll.
-
-    start, stride and into are of the type `_at`: numba would compile it anew for each that is a constant.
-    """
-    for i in range(count):
-        total = _zero
-        for t in range(len(taps)):
-            total += taps[t] * source[start + _at(t) * stride + _at(i)]
-        out[into + _at(i)] = total
-
-
-@compiled(fastmath=FAST)
-def _copy(source, start, out, into, count):
-    for i in range(count):
-        out[into + _at(i)] = source[start + _at(i)]
-
-
-@compiled(fastmath=FAST)
 def _pad_rows(plane, ny, nz, half, wide):
     """Copy plane (Y * Z) into wide (Y * (Z + 2 half)), each row mirrored at its ends."""
     length = nz + 2 * half
     for y in range(ny):
-        _copy(plane, _at(y * nz), wide, _at(y * length + half), nz)
+        copy_part(plane, _at(y * nz), wide, _at(y * length + half), nz)
     for i in range(half):
         before, after = mirrored(i - half, nz), mirrored(nz + i, nz)
         for y in range(ny):
@@ -201,17 +182,17 @@ def smooth_sweep(first, last, values, shape, taps, out, moments, adam):
         if x < half or x >= nx - half:
             planes, start = window, 0
             for t in range(len(taps)):
-                _copy(values, _at(here + (mirrored(x + t - half, nx) - x) * size), window, _at(t * size), size)
-        _weigh(planes, _at(start), _at(size), taps, tall, _at(half * nz), size)
+                copy_part(values, _at(here + (mirrored(x + t - half, nx) - x) * size), window, _at(t * size), size)
+        weigh(planes, _at(start), _at(size), taps, tall, _at(half * nz), size)
         for i in range(half):
-            _copy(tall, _at((half + mirrored(i - half, ny)) * nz), tall, _at(i * nz), nz)
-            _copy(tall, _at((half + mirrored(ny + i, ny)) * nz), tall, _at((half + ny + i) * nz), nz)
-        _weigh(tall, _at(0), _at(nz), taps, plane, _at(0), size)
+            copy_part(tall, _at((half + mirrored(i - half, ny)) * nz), tall, _at(i * nz), nz)
+            copy_part(tall, _at((half + mirrored(ny + i, ny)) * nz), tall, _at((half + ny + i) * nz), nz)
+        weigh(tall, _at(0), _at(nz), taps, plane, _at(0), size)
         _pad_rows(plane, ny, nz, half, wide)
-        _weigh(wide, _at(0), _at(1), taps, sums, _at(0), ny * length)
+        weigh(wide, _at(0), _at(1), taps, sums, _at(0), ny * length)
         for y in range(ny):
-            _copy(sums, _at(y * length), plane, _at(y * nz), nz)
+            copy_part(sums, _at(y * length), plane, _at(y * nz), nz)
         if adam.shape[0] == 0:
-            _copy(plane, _at(0), out, _at(here), size)
+            copy_part(plane, _at(0), out, _at(here), size)
         else:
             _adam(out, plane, moments, here, adam[0], adam[1], adam[2])

@@ -33,9 +33,11 @@ def match_blocks(fixed: Cells, moving: Cells, matrix, field, factor, radius, ker
     inner = tuple(slice(r, n - r) for r, n in zip(radius, moving_blocks.shape))
     beyond = F.pad(fixed_counts.float(), _both_sides(radius)) > 0
     padded = F.pad(fixed_blocks, [0, 0, *_both_sides(radius)])
-    forward = _coupled(fixed_blocks, moving_blocks, valid_blocks, fixed_counts, radius, kernels)
+    # the same memory for both directions: fresh pages of it take as long as a quarter of the costs
+    room = fixed_blocks.new_empty(*fixed_blocks.shape[:3], len(displacements(radius)))
+    forward = _coupled(fixed_blocks, moving_blocks, valid_blocks, fixed_counts, radius, kernels, room)
     moving_inner, moving_counts = moving_blocks[inner].contiguous(), valid_blocks[inner].contiguous()
-    backward = _coupled(moving_inner, padded, beyond, moving_counts, radius, kernels)
+    backward = _coupled(moving_inner, padded, beyond, moving_counts, radius, kernels, room)
     return inverse_consistent(forward, backward)
 
 
@@ -55,9 +57,9 @@ def inverse_consistent(forward: torch.Tensor, backward: torch.Tensor) -> torch.T
     return forward
 
 
-def _coupled(fixed, moving, valid, counts, radius, kernels) -> torch.Tensor:
-    """Displacement of each block in blocks, (3, X, Y, Z); blocks that do not count follow their neighbours."""
-    cost = kernels.cost_volume(fixed, moving, valid, counts, radius, COST_SMOOTHING)
+def _coupled(fixed, moving, valid, counts, radius, kernels, room) -> torch.Tensor:
+    """Displacement of each block in blocks, (3, X, Y, Z); those that do not count follow their neighbours. room: of costs."""
+    cost = kernels.cost_volume(fixed, moving, valid, counts, radius, COST_SMOOTHING, room)
     candidates = displacements(radius, fixed.device)
     field = torch.zeros(3, *fixed.shape[:3], device=fixed.device)
     least = torch.empty(fixed.shape[:3], device=fixed.device)

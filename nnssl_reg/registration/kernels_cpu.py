@@ -5,8 +5,9 @@ from functools import cache, lru_cache
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
-from nnssl_reg.geometry.filters_cpu import convolve
+from nnssl_reg.geometry.filters_cpu import RUN, weigh_middle
 from nnssl_reg.geometry.threads import compiled, on_threads
 from nnssl_reg.registration import adam_cpu, search_cpu
 from nnssl_reg.registration.cells import Cells
@@ -106,17 +107,29 @@ def block_means(cells: Cells, matrix, field, factor, radius) -> tuple[torch.Tens
     return means, valid
 
 
-def cost_volume(fixed, moving, valid, counts, radius, passes: int) -> torch.Tensor:
+def cost_volume(fixed, moving, valid, counts, radius, passes: int, out) -> torch.Tensor:
     """See kernels_torch.cost_volume."""
-    nx, ny, nz = fixed.shape[:3]
-    steps = displacements(radius).long() + torch.tensor(radius)
-    offsets = steps @ torch.tensor([moving.shape[1] * moving.shape[2], moving.shape[2], 1])
-    candidates = len(offsets)
-    out = torch.empty(nx, ny, nz, candidates)
-    on_threads(search_cpu.cost_volume, nx, *(t.numpy() for t in (fixed, moving, valid, counts, offsets, out)))
-    for axis in range(3):
-        convolve(out.numpy(), axis, box_taps(passes), True)
+    steps = displacements(radius).int() + torch.tensor(radius, dtype=torch.int32)
+    shape, taps, inner = fixed.shape[:3], tuple(box_taps(passes)), out[0].numel()
+    length = search_cpu.LANES * math.ceil(shape[2] / search_cpu.LANES)
+    there = length + 2 * radius[2]
+    given = (_in_rows(fixed, length), _in_rows(moving, there), _longer(valid, there), _longer(counts, length), steps)
+    on_threads(search_cpu.cost_volume, shape[0], *(t.numpy() for t in given), taps, out.numpy())
+    on_threads(weigh_middle, math.ceil(inner / RUN), out.view(-1).numpy(), 0, shape[0], inner, taps)
     return out
+
+
+def _in_rows(values: torch.Tensor, length: int) -> torch.Tensor:
+    """Features (X, Y, Z, C) as rows of one after the other, (X, Y, C', length) C' a multiple of four; what is added is 0."""
+    x, y, _, channels = values.shape
+    rows = values.new_zeros(x, y, 4 * math.ceil(channels / 4), length)
+    rows[:, :, :channels, : values.shape[2]] = values.transpose(2, 3)
+    return rows
+
+
+def _longer(known: torch.Tensor, length: int) -> torch.Tensor:
+    """Rows of cells (X, Y, Z) bool as 1 and 0, (X, Y, length)."""
+    return F.pad(known.float(), (0, length - known.shape[2]))
 
 
 def coupled_argmin(cost, displacements, field, weight: float, least) -> torch.Tensor:

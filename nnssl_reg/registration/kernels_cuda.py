@@ -95,11 +95,11 @@ def block_means(cells: Cells, matrix, field, factor, radius) -> tuple[torch.Tens
     return search_triton.block_means(cells, matrix, field, factor, radius)
 
 
-def cost_volume(fixed, moving, valid, counts, radius, passes: int) -> torch.Tensor:
+def cost_volume(fixed, moving, valid, counts, radius, passes: int, out) -> torch.Tensor:
     """See kernels_torch.cost_volume."""
     steps = displacements(radius).numpy().astype(np.int32) + np.array(radius, np.int32)
     offsets = steps @ np.array([moving.shape[1] * moving.shape[2], moving.shape[2], 1], np.int32)
-    return search_triton.cost_volume(fixed, moving, valid, counts, held(offsets, fixed.device), passes)
+    return search_triton.cost_volume(fixed, moving, valid, counts, held(offsets, fixed.device), passes, out)
 
 
 def coupled_argmin(cost, displacements, field, weight: float, least) -> torch.Tensor:

@@ -121,8 +121,8 @@ def block_means(cells: Cells, matrix, field, factor, radius) -> tuple[torch.Tens
     return means.permute(1, 2, 3, 0).contiguous(), (share[0] >= 0.5).contiguous()
 
 
-def cost_volume(fixed, moving, valid, counts, radius, passes: int) -> torch.Tensor:
-    """Squared difference of each fixed cell to the moving cells around it -> (X, Y, Z, K) for the K `displacements`.
+def cost_volume(fixed, moving, valid, counts, radius, passes: int, out) -> torch.Tensor:
+    """Squared difference of each fixed cell to the moving cells around it -> out (X, Y, Z, K) for the K `displacements`.
 
     fixed (X, Y, Z, C); moving (X + 2 r0, Y + 2 r1, Z + 2 r2, C) has a margin of `radius` cells; where valid (moving's shape
     without C) is False the cost is the mean of the cell's valid ones: it neither pulls nor pushes. Cells that do not count
@@ -134,7 +134,7 @@ def cost_volume(fixed, moving, valid, counts, radius, passes: int) -> torch.Tens
     cost = torch.stack([(fixed - moving[s]).square().sum(-1) for s in slices])
     known = torch.stack([valid[s] for s in slices])
     mean = (cost * known).sum(0) / known.sum(0).clamp(min=1)
-    return smooth(torch.where(known, cost, mean) * counts, passes).permute(1, 2, 3, 0).contiguous()
+    return out.copy_(smooth(torch.where(known, cost, mean) * counts, passes).permute(1, 2, 3, 0))
 
 
 def displacements(radius, device="cpu") -> torch.Tensor:

@@ -2,11 +2,14 @@
 
 import numpy as np
 
+from nnssl_reg.geometry.filters_cpu import RUN, weigh_middle
 from nnssl_reg.geometry.lattice_cpu import lattice_positions
 from nnssl_reg.geometry.threads import FAST, compiled
 from nnssl_reg.registration.adam_cpu import silence
 
 FEW = 4  # a candidate looked at by itself takes as long as so many in a row
+LANES = 16  # cells of a row that are compared at once
+_one = np.float32(1)
 _at = np.uint64  # an unsigned index needs no check for being negative, without which loops become vectors
 
 
@@ -69,37 +72,65 @@ def block_means(first, last, moving, limits, field, matrix, unit, mask, factor, 
 
 
 @compiled(fastmath=FAST)
-def cost_volume(first, last, fixed, moving, valid, counts, offsets, out):
-    """See kernels_torch.cost_volume, without its smoothing; offsets (K): of the displacements in moving's flat cells.
+def _row_differences(fixed, start, moving, there, channels, stride, sums):
+    """Squared differences of a row of cells to one of other cells, into sums (Z).
 
-    fixed (X, Y, Z, C), moving (X', Y', Z', C), out (X, Y, Z, K).
+    Flat fixed and moving hold rows of one feature after the other, of Z and `stride` cells. Four of the features are added
+    at once, because to keep a sum takes as long as to add to it, for LANES cells, a number known when compiled.
     """
-    channels = fixed.shape[3]
-    strides = (moving.shape[1] * moving.shape[2], moving.shape[2])
-    values, known = moving.reshape(-1), valid.reshape(-1)
+    count = sums.shape[0]
+    sums[:] = 0
+    for group in range(channels // 4):
+        f0, m0 = _at(start + 4 * group * count), _at(there + 4 * group * stride)
+        f1, m1 = f0 + _at(count), m0 + _at(stride)
+        f2, m2 = f1 + _at(count), m1 + _at(stride)
+        f3, m3 = f2 + _at(count), m2 + _at(stride)
+        for lanes in range(count // LANES):
+            for i in range(LANES):
+                z = _at(lanes * LANES + i)
+                d0, d1 = fixed[f0 + z] - moving[m0 + z], fixed[f1 + z] - moving[m1 + z]
+                d2, d3 = fixed[f2 + z] - moving[m2 + z], fixed[f3 + z] - moving[m3 + z]
+                sums[z] += (d0 * d0 + d1 * d1) + (d2 * d2 + d3 * d3)
+
+
+@compiled(fastmath=FAST)
+def cost_volume(first, last, fixed, moving, known, counts, steps, taps, out):
+    """See kernels_torch.cost_volume, smoothed along the last two axes alone; steps (K, 3): from a fixed cell's place in moving.
+
+    fixed (X, Y, C, Z), moving (X', Y', C, Z'), C a multiple of four and Z of LANES; known (X', Y', Z') and counts (X, Y, Z) are
+    1 or 0; out (X, Y, Z'', K), beyond whose Z'' cells nothing is known. A row of cells at a time, one displacement after the
+    other, so that vectors run along it.
+    """
+    _, ny, channels, nz = fixed.shape
+    lines, length, flat, there, costs = moving.shape[1], moving.shape[3], fixed.reshape(-1), moving.reshape(-1), out.reshape(-1)
+    candidates, size = out.shape[3], out.shape[2] * out.shape[3]
     for x in range(first, last):
-        for y in range(fixed.shape[1]):
-            for z in range(fixed.shape[2]):
-                f, row = fixed[x, y, z], out[x, y, z]
-                if not counts[x, y, z]:
-                    row[:] = 0
-                    continue
-                corner, count, total = x * strides[0] + y * strides[1] + z, 0, np.float32(0)
-                for k in range(row.shape[0]):
-                    cell = corner + offsets[k]
-                    row[k] = -1
-                    if known[cell]:
-                        m = values[cell * channels : (cell + 1) * channels]
-                        s = np.float32(0)
-                        for n in range(channels):
-                            s += (f[n] - m[n]) * (f[n] - m[n])
-                        row[k] = s
-                        total += s
-                        count += 1
-                mean = total / max(count, 1)
-                for k in range(row.shape[0]):
-                    if row[k] < 0:
-                        row[k] = mean
+        tile, total, number = np.empty((candidates, nz), np.float32), np.empty(nz, np.float32), np.empty(nz, np.float32)
+        for y in range(ny):
+            start, counted = (x * ny + y) * channels * nz, counts[x, y]
+            total[:], number[:] = 0, 0
+            for k in range(candidates):
+                i, j, shift = x + steps[k, 0], y + steps[k, 1], steps[k, 2]
+                row, seen = tile[k], known[i, j, shift : shift + nz]
+                _row_differences(flat, start, there, (i * lines + j) * channels * length + shift, channels, length, row)
+                for z in range(nz):
+                    row[z] *= seen[z]
+                    total[z] += row[z]
+                    number[z] += seen[z]
+            for z in range(nz):
+                total[z] /= max(number[z], _one)
+            for k in range(candidates):
+                i, j, shift = x + steps[k, 0], y + steps[k, 1], steps[k, 2]
+                row, seen = tile[k], known[i, j, shift : shift + nz]
+                for z in range(nz):
+                    row[z] = counted[z] * (row[z] + (_one - seen[z]) * total[z])
+            for z in range(out.shape[2]):
+                row = out[x, y, z]
+                for k in range(candidates):
+                    row[k] = tile[k, z]
+            # smoothed while they are in the cache
+            weigh_middle(0, (candidates + RUN - 1) // RUN, costs, (x * ny + y) * size, out.shape[2], candidates, taps)
+        weigh_middle(0, (size + RUN - 1) // RUN, costs, x * ny * size, ny, size, taps)
 
 
 @compiled(fastmath=FAST)

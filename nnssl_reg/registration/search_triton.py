@@ -131,10 +131,10 @@ def block_means(cells, matrix: np.ndarray, field, factor, radius) -> tuple[torch
     return means, valid
 
 
-def cost_volume(fixed, moving, valid, counts, offsets, passes: int) -> torch.Tensor:
+def cost_volume(fixed, moving, valid, counts, offsets, passes: int, out) -> torch.Tensor:
     """See kernels_torch.cost_volume; offsets (K) int32: of the displacements in moving's flat cells."""
     shape, channels, candidates = fixed.shape[:3], fixed.shape[3], len(offsets)
-    out, lanes = torch.empty(*shape, candidates, device=fixed.device), triton.next_power_of_2(channels)
+    lanes = triton.next_power_of_2(channels)
     with chosen(fixed.device):
         _differences[(shape[0] * shape[1] * shape[2],)](
             fixed.contiguous(), moving.contiguous(), *(t.contiguous().view(torch.uint8) for t in (valid, counts)), offsets,

@@ -25,6 +25,12 @@ def normal(*shape, seed=0, scale=1.0) -> torch.Tensor:
     return torch.from_numpy(scale * np.random.default_rng(seed).standard_normal(shape)).float()
 
 
+def costs(kernels, fixed, moving, valid, counts, radius, passes) -> torch.Tensor:
+    """A cost volume in memory that held something else."""
+    room = torch.full((*fixed.shape[:3], len(displacements(radius))), 7.0)
+    return kernels.cost_volume(fixed, moving, valid, counts, radius, passes, room)
+
+
 @pytest.mark.parametrize(("fixed_shape", "moving_shape"), SHAPES)
 @pytest.mark.parametrize("channels", [1, 12, 20])
 @pytest.mark.parametrize("masked", [(False, False), (True, True)])
@@ -104,15 +110,16 @@ def test_block_means_of_a_field_that_leads_nowhere_else_are_means_over_blocks(ke
     assert torch.allclose(means[2, 1, 2], 2 * cells.values[2:, 3:, 4:].mean((0, 1, 2)), atol=1e-5)  # half a block is enough
 
 
-@pytest.mark.parametrize("radius", [(1, 1, 1), (2, 1, 3)])
+@pytest.mark.parametrize(("radius", "shape", "channels"),
+                         [((1, 1, 1), (4, 3, 5), 7), ((2, 1, 3), (4, 3, 5), 1), ((2, 1, 3), (3, 2, 37), 13)])  # fmt: skip
 @pytest.mark.parametrize("passes", [0, 2])
-def test_the_compiled_cost_volume_is_the_plain_one(radius, passes):
+def test_the_compiled_cost_volume_is_the_plain_one(radius, shape, channels, passes):
     rng = np.random.default_rng(0)
-    padded = tuple(n + 2 * r for n, r in zip((4, 3, 5), radius))
-    fixed, moving = normal(4, 3, 5, 7), normal(*padded, 7, seed=1)
-    valid, counts = torch.from_numpy(rng.random(padded) > 0.4), some(4, 3, 5)
+    padded = tuple(n + 2 * r for n, r in zip(shape, radius))
+    fixed, moving = normal(*shape, channels), normal(*padded, channels, seed=1)
+    valid, counts = torch.from_numpy(rng.random(padded) > 0.4), some(*shape)
     valid[:, :, : 2 * radius[2] + 1] = False  # cells without any valid candidate
-    one, two = (k.cost_volume(fixed, moving, valid, counts, radius, passes) for k in (kernels_cpu, kernels_torch))
+    one, two = (costs(k, fixed, moving, valid, counts, radius, passes) for k in (kernels_cpu, kernels_torch))
     assert torch.allclose(one, two, rtol=1e-4, atol=1e-4)
     assert passes or (not one[:, :, 0].any() and not one[~counts].any())
 
@@ -122,7 +129,7 @@ def test_the_cost_volume_holds_squared_differences_and_the_mean_where_nothing_is
     radius, fixed, moving = (1, 2, 1), normal(3, 3, 3, 4), normal(5, 7, 5, 4, seed=1)
     valid = torch.ones(5, 7, 5, dtype=torch.bool)
     valid[2, 3, 2] = False
-    cost = kernels.cost_volume(fixed, moving, valid, torch.ones(3, 3, 3, dtype=torch.bool), radius, 0)
+    cost = costs(kernels, fixed, moving, valid, torch.ones(3, 3, 3, dtype=torch.bool), radius, 0)
     steps = displacements(radius).int().tolist()
     row = [float((fixed[1, 1, 1] - moving[2 + i, 3 + j, 2 + k]).square().sum()) for i, j, k in steps]
     centre = steps.index([0, 0, 0])

@@ -175,8 +175,9 @@ def test_the_cost_volume_is_the_plain_one(device, kernels, radius, channels, pas
     fixed, moving = normal(*shape, channels), normal(*padded, channels, seed=1)
     valid, counts = torch.from_numpy(np.random.default_rng(0).random(padded) > 0.4), some(*shape)
     valid[:, :, : 2 * radius[2] + 1] = False  # cells without any valid candidate
-    plain = kernels_torch.cost_volume(fixed, moving, valid, counts, radius, passes)
-    found = kernels.cost_volume(*(t.to(device) for t in (fixed, moving, valid, counts)), radius, passes)
+    room = torch.full((*shape, len(displacements(radius))), 7.0)
+    plain = kernels_torch.cost_volume(fixed, moving, valid, counts, radius, passes, room)
+    found = kernels.cost_volume(*(t.to(device) for t in (fixed, moving, valid, counts)), radius, passes, room.to(device))
     assert torch.allclose(found.cpu(), plain, rtol=1e-4, atol=1e-4)
 
 
