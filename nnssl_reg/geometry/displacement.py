@@ -7,13 +7,13 @@ import torch
 
 from nnssl_reg.geometry.grid import Grid
 from nnssl_reg.geometry.image import Image
-from nnssl_reg.geometry.lattice_cpu import invert_lattice, jacobian_lattice
+from nnssl_reg.geometry.inverse_cpu import invert_lattice, invert_points
+from nnssl_reg.geometry.lattice_cpu import jacobian_lattice
 from nnssl_reg.geometry.sampling import sample_displaced, sample_grid, sample_points, slabs, to_voxels, warp_nearest
 from nnssl_reg.geometry.threads import on_threads
 from nnssl_reg.geometry.triton_devices import runs_triton
 
 _INVERTED_MM = 1e-4  # an inverse that misses by less is done
-_FLOAT32_MM = 1e-3  # to which positions in float32 are good
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,34 +57,27 @@ class DisplacementField:
         beyond = sample_displaced(after.vectors_mm, after.grid, self.vectors_mm, self.grid)
         return DisplacementField(beyond.add_(self.vectors_mm), self.grid)
 
-    def inverse(self, grid: Grid, iterations: int = 30, within_mm: float = _INVERTED_MM) -> "DisplacementField":
-        """The field on the moving image's grid that leads back, by fixed-point iteration around the field's affine part.
+    def inverse(self, grid: Grid, iterations: int = 30) -> "DisplacementField":
+        """The field on the moving image's grid that leads back, by Newton's method.
 
-        After Chen et al. 2008, whose full steps converge where the rest without the affine part has a slope below 1; steps that
-        overshoot are halved, which stronger fields need. It ends where it misses by less than within_mm along each axis. A fold
-        has no inverse.
+        The search for a point begins where the field's affine part leads back, or beside its neighbour's, and ends where it
+        misses by less than 0.0001 mm along each axis; steps that do not come nearer are halved. A fold has no inverse.
         """
-        vectors = torch.empty(3, *grid.shape, dtype=self.vectors_mm.dtype, device=self.vectors_mm.device)
-        way = np.linalg.inv(self.grid.affine), np.array(grid.affine), self._way_back()
-        if vectors.device.type == "cpu":
-            own, out = self.vectors_mm.contiguous().numpy(), vectors.numpy()
-            on_threads(invert_lattice, grid.shape[0], own, *way, within_mm, iterations, out)
-            return DisplacementField(vectors, grid)
+        vectors, way = self.vectors_mm, (*self._ways(), np.array(grid.affine), _INVERTED_MM, iterations)
         if runs_triton(vectors.device) and vectors.dtype == torch.float32:
             from nnssl_reg.geometry import inverse_triton
 
-            found = inverse_triton.invert_lattice(self.vectors_mm, *way, within_mm, iterations, grid.shape)
-            return DisplacementField(found, grid)
-        for start, stop in slabs(grid.shape):
-            points = grid.points_mm(start, stop, vectors.device)
-            vectors[:, start:stop] = self._inverse_of(points, iterations, max(within_mm, _FLOAT32_MM)) - points
-        return DisplacementField(vectors, grid)
+            return DisplacementField(inverse_triton.invert_lattice(vectors, *way, grid.shape), grid)
+        out = torch.empty(3, *grid.shape, dtype=vectors.dtype)
+        on_threads(invert_lattice, grid.shape[0], vectors.cpu().contiguous().numpy(), *way, out.numpy())
+        return DisplacementField(out.to(vectors.device), grid)
 
     def inverse_points(self, points_mm, iterations: int = 50) -> np.ndarray:
         """Moving points (N, 3) RAS mm -> the fixed points they correspond to, (N, 3) float64; the way of `inverse`."""
-        points = torch.as_tensor(np.asarray(points_mm, dtype=np.float64).T)
-        field = DisplacementField(self.vectors_mm.cpu().double(), self.grid)
-        return field._inverse_of(points, iterations, 1e-9).T.numpy()
+        points = np.array(points_mm, dtype=np.float64)
+        out, vectors = np.empty_like(points), self.vectors_mm.cpu().contiguous().numpy()
+        on_threads(invert_points, len(points), vectors, *self._ways(), points, 1e-9, iterations, out)
+        return out
 
     def affine_part(self) -> np.ndarray:
         """The affine map nearest to p -> p + vectors_mm(p) over the grid (least squares), (4, 4) float64."""
@@ -100,30 +93,13 @@ class DisplacementField:
         out[:3, 3] = shift.mean(axis=0) - linear @ centre
         return out
 
-    def _way_back(self) -> np.ndarray:
-        """The inverse of the affine part, (4, 4)."""
-        affine = self.affine_part()
+    def _ways(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Cell -> world, world -> cell, and the inverse of the affine part, (4, 4) each."""
+        own, affine = np.array(self.grid.affine), self.affine_part()
         if abs(np.linalg.det(affine[:3, :3])) < 1e-3:  # a single slice tells nothing across it
-            return np.eye(4)
+            return own, np.linalg.inv(own), np.eye(4)
         back = np.linalg.inv(affine)
-        return np.where(np.abs(back - np.eye(4)) < 1e-9, np.eye(4), back)  # no motion has no rounding either
-
-    def _inverse_of(self, points_mm: torch.Tensor, iterations: int, within_mm: float) -> torch.Tensor:
-        """The fixed points (3, ...) that this field leads to points_mm (3, ...)."""
-        back = torch.as_tensor(self._way_back()).to(points_mm)
-        guess = torch.einsum("ij,j...->i...", back[:3, :3], points_mm) + back[:3, 3].view(3, *[1] * (points_mm.ndim - 1))
-        kept, off = guess, points_mm - guess - sample_points(self.vectors_mm, self.grid, guess)
-        step = torch.ones_like(points_mm[0])  # of each point
-        for _ in range(iterations):
-            guess = kept + step * torch.einsum("ij,j...->i...", back[:3, :3], off)
-            if off.abs().max() < within_mm:
-                break
-            missing = points_mm - guess - sample_points(self.vectors_mm, self.grid, guess)
-            better = missing.square().sum(0) < off.square().sum(0)
-            turned = (missing * off).sum(0) < 0  # a full step overshoots where the field stretches
-            step = torch.where(better & ~turned, (1.2 * step).clamp(max=1.0), 0.5 * step)
-            kept, off = torch.where(better, guess, kept), torch.where(better, missing, off)
-        return guess
+        return own, np.linalg.inv(own), np.where(np.abs(back - np.eye(4)) < 1e-9, np.eye(4), back)  # no motion, no rounding
 
     def jacobian_determinant(self) -> torch.Tensor:
         """Local change of volume det(d(p + u)/dp), (X, Y, Z): 1 keeps volume, <= 0 folds. Central differences."""

@@ -126,61 +126,6 @@ def warp_lattice_nearest(first, last, labels, vectors, linear, matrix, fill, out
                 out[x, y, z] = flat[cell] if live[z] else fill
 
 
-@compiled()
-def _vector_at(vectors, to_index, x, y, z):
-    """A field (3, X, Y, Z) at the world point (x, y, z), linearly; to_index (3, 4): world -> cell. The edge value outside."""
-    _, n0, n1, n2 = vectors.shape
-    a = min(max(to_index[0, 0] * x + to_index[0, 1] * y + to_index[0, 2] * z + to_index[0, 3], 0.0), n0 - 1.0)
-    b = min(max(to_index[1, 0] * x + to_index[1, 1] * y + to_index[1, 2] * z + to_index[1, 3], 0.0), n1 - 1.0)
-    c = min(max(to_index[2, 0] * x + to_index[2, 1] * y + to_index[2, 2] * z + to_index[2, 3], 0.0), n2 - 1.0)
-    i, j, k = int(a), int(b), int(c)
-    u, v, w = a - i, b - j, c - k
-    i1, j1, k1 = min(i + 1, n0 - 1), min(j + 1, n1 - 1), min(k + 1, n2 - 1)
-    w000, w001, w010, w011 = (1 - u) * (1 - v) * (1 - w), (1 - u) * (1 - v) * w, (1 - u) * v * (1 - w), (1 - u) * v * w
-    w100, w101, w110, w111 = u * (1 - v) * (1 - w), u * (1 - v) * w, u * v * (1 - w), u * v * w
-    found = [0.0, 0.0, 0.0]
-    for d in range(3):
-        f = vectors[d]
-        near = w000 * f[i, j, k] + w001 * f[i, j, k1] + w010 * f[i, j1, k] + w011 * f[i, j1, k1]
-        found[d] = near + w100 * f[i1, j, k] + w101 * f[i1, j, k1] + w110 * f[i1, j1, k] + w111 * f[i1, j1, k1]
-    return found[0], found[1], found[2]
-
-
-@compiled()
-def invert_lattice(first, last, vectors, to_index, affine, back, enough, iterations, out):
-    """The field out (3, X', Y', Z') on the grid of affine (4, 4) that leads back what vectors (3, X, Y, Z) lead, all in mm.
-
-    to_index (4, 4): world -> cell of vectors; back (4, 4): the inverse of the field's affine part, from which the search
-    starts and by which it steps until it misses by less than `enough` mm along each axis; steps that overshoot are halved.
-    """
-    _, nx, ny, nz = out.shape
-    for x in range(first, last):
-        for y in range(ny):
-            for z in range(nz):
-                p0 = affine[0, 0] * x + affine[0, 1] * y + affine[0, 2] * z + affine[0, 3]
-                p1 = affine[1, 0] * x + affine[1, 1] * y + affine[1, 2] * z + affine[1, 3]
-                p2 = affine[2, 0] * x + affine[2, 1] * y + affine[2, 2] * z + affine[2, 3]
-                g0 = back[0, 0] * p0 + back[0, 1] * p1 + back[0, 2] * p2 + back[0, 3]
-                g1 = back[1, 0] * p0 + back[1, 1] * p1 + back[1, 2] * p2 + back[1, 3]
-                g2 = back[2, 0] * p0 + back[2, 1] * p1 + back[2, 2] * p2 + back[2, 3]
-                f0, f1, f2 = _vector_at(vectors, to_index, g0, g1, g2)
-                off0, off1, off2, step = p0 - g0 - f0, p1 - g1 - f1, p2 - g2 - f2, 1.0
-                for _ in range(iterations):
-                    if max(abs(off0), abs(off1), abs(off2)) < enough:
-                        break
-                    n0 = g0 + step * (back[0, 0] * off0 + back[0, 1] * off1 + back[0, 2] * off2)
-                    n1 = g1 + step * (back[1, 0] * off0 + back[1, 1] * off1 + back[1, 2] * off2)
-                    n2 = g2 + step * (back[2, 0] * off0 + back[2, 1] * off1 + back[2, 2] * off2)
-                    f0, f1, f2 = _vector_at(vectors, to_index, n0, n1, n2)
-                    m0, m1, m2 = p0 - n0 - f0, p1 - n1 - f1, p2 - n2 - f2
-                    turned = m0 * off0 + m1 * off1 + m2 * off2 < 0  # a full step overshoots where the field stretches
-                    better = m0 * m0 + m1 * m1 + m2 * m2 < off0 * off0 + off1 * off1 + off2 * off2
-                    step = min(1.2 * step, 1.0) if better and not turned else 0.5 * step
-                    if better:
-                        g0, g1, g2, off0, off1, off2 = n0, n1, n2, m0, m1, m2
-                out[0, x, y, z], out[1, x, y, z], out[2, x, y, z] = g0 - p0, g1 - p1, g2 - p2
-
-
 @compiled(fastmath=FAST)
 def jacobian_lattice(first, last, vectors, linear, out):
     """Determinant of 1 + linear @ d vectors / d cell, central differences, one-sided at the ends; linear: mm -> cells."""

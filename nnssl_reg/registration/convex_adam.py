@@ -19,7 +19,6 @@ from nnssl_reg.registration.kernels_torch import moving_position
 from nnssl_reg.registration.unfolding import unfolded
 
 MARGIN_BLOCKS = 2  # around what the fixed cells lead to, beside the radius of the search, where the other direction is sought
-INVERTED_CELLS = 0.003  # by which inverses may miss along each axis: a third of the steps that the last digits take
 Searches = list[tuple[float, float]]
 
 
@@ -109,15 +108,11 @@ def register_features(
     grid = moving.grid.cropped(box)
     sides, matrix = (cells[1].cropped(box, kernels), cells[0]), cell_to_cell(grid, fixed.grid, initial.inverse())
     back = _Direction(grid, sides, matrix, kernels)
-    start = _in_cells(_inverted(_in_mm(shared, placed), grid))
-    backward = _inverted(_in_mm(back.refined(back.searched(start, searches[-1:]), smoothness, **adam), grid), placed)
+    start = _in_cells(_in_mm(shared, placed).inverse(grid))
+    backward = _in_mm(back.refined(back.searched(start, searches[-1:]), smoothness, **adam), grid).inverse(placed)
     backward = _in_cells(backward)  # because in mm they are of two worlds
     apart_mm = _in_mm(forward - backward, fixed.grid).vectors_mm.square().sum(0).sqrt()
     return Match(_in_mm(unfolded((forward + backward) / 2, kernels), fixed.grid), apart_mm)
-
-
-def _inverted(field: DisplacementField, grid: Grid) -> DisplacementField:
-    return field.inverse(grid, within_mm=INVERTED_CELLS * min(*field.grid.spacing_mm, *grid.spacing_mm))
 
 
 def _reached(field: torch.Tensor, matrix: np.ndarray, other: Grid, margin_mm: float) -> np.ndarray:

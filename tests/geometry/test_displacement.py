@@ -91,8 +91,6 @@ def test_a_field_after_its_inverse_is_the_identity(fixed, turned_grid):
     field = DisplacementField(waves(wide.points_mm()), wide)
     there_and_back = field.inverse(fixed).compose(field)
     assert there_and_back.vectors_mm.norm(dim=0).max() < 1e-3
-    sooner = field.inverse(fixed, within_mm=0.2).compose(field).vectors_mm.abs().max()
-    assert 1e-3 < sooner < 0.2
     back_and_there = field.compose(field.inverse(wide))
     assert interior(back_and_there.vectors_mm.norm(dim=0), 5).max() < 0.15  # the inverse is interpolated between voxels
     points = fixed.points_mm().reshape(3, -1).T.numpy()[::17]
@@ -100,7 +98,7 @@ def test_a_field_after_its_inverse_is_the_identity(fixed, turned_grid):
 
 
 def test_the_inverse_of_a_strong_linear_field_is_found(fixed, turned_grid):
-    """Rotation by 40 degrees: without its affine part the fixed-point iteration would not converge."""
+    """Rotation by 40 degrees."""
     turn = torch.tensor([[0.766, -0.643, 0], [0.643, 0.766, 0], [0, 0, 1.1]], dtype=torch.float64)
     centre = turned_grid((20, 20, 20), 2.0)
     field = linear_field(centre, turn - torch.eye(3), (0.0, 0.0, 0.0))
@@ -185,6 +183,17 @@ def test_the_inverse_is_found_where_the_field_stretches_threefold():
     assert 2.9 < field.jacobian_determinant().max() < 3
     points = np.stack([np.linspace(15, 45, 61), np.full(61, 7.0), np.full(61, 6.0)], axis=1)
     np.testing.assert_allclose(field.inverse_points(field.apply_to_points(points)), points, atol=1e-6)
+
+
+def test_the_inverse_is_found_where_the_field_squeezes_to_a_twelfth():
+    """Steps as long as what is missed would come nearer by a twelfth each."""
+    grid = Grid((60, 8, 8), np.diag([1.0, 2.0, 2.0, 1.0]))
+    vectors = torch.zeros(3, *grid.shape)
+    vectors[0] = -11 / 12 * (grid.points_mm()[0] - 20).clamp(0, 24)
+    field = DisplacementField(vectors, grid)
+    points = np.stack([np.linspace(5, 55, 101), np.full(101, 7.0), np.full(101, 6.0)], axis=1)
+    np.testing.assert_allclose(field.inverse_points(field.apply_to_points(points)), points, atol=1e-5)
+    assert field.inverse(grid).compose(field).vectors_mm[:, :38].abs().max() < 1e-3  # 37 mm is where the last cell is led
 
 
 def test_vectors_that_do_not_fit_the_grid_are_refused(fixed):
